@@ -1,0 +1,29 @@
+"""What can go wrong in a node, each with the status that fits before an answer has begun."""
+
+from goblet_shared.errors import BadRequest, GobletError
+
+
+class ProtocolError(BadRequest):
+    """Bytes that are not the git protocol, or not a part of it that we speak."""
+
+
+class UpstreamError(GobletError):
+    """The origin failed or broke the protocol; another node would not help."""
+
+    status = 502
+
+
+class UpstreamTooSlow(UpstreamError):
+    """The origin did not answer, or stopped sending, within the configured time."""
+
+    status = 504
+
+
+class MirrorDamaged(GobletError):
+    """What the disk holds is not what was written."""
+
+
+class DiskFailed(GobletError):
+    """The disk refused a write; what was being written is lost, nothing else is."""
+
+    status = 507

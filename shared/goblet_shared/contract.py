@@ -1,0 +1,16 @@
+"""The names that travel between client, router and node."""
+
+from typing import NewType
+
+NodeName = NewType("NodeName", str)
+"""A node's stable name (`goblet-2`). Placement goes by names; addresses may change."""
+
+# Answer headers, lower-case as ASGI wants them.
+NODE_HEADER = b"goblet-node"
+CACHE_HEADER = b"goblet-cache"
+REQUEST_ID_HEADER = b"x-request-id"
+
+# The router lets go of an idle connection first; the node keeps it at least
+# twice as long. Equal times are a race in which a healthy node looks dead.
+ROUTER_KEEPALIVE_EXPIRY = 30.0
+NODE_KEEPALIVE = 75.0
