@@ -3,6 +3,6 @@
 A request passes app -> access (may this caller read it? asked upstream) ->
 wire (what is asked) -> serve.plan (how it will be answered) -> serve.answer
 (the bytes). fill brings bytes from upstream, mirror keeps them as a pack log.
-Each room stands only on those below it: app, access, serve, fill, mirror, wire,
-objects. cli is the only wiring.
+Each room stands only on those below it: app, access, serve, fill, mirror,
+objects, wire. cli is the only wiring.
 """

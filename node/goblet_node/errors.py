@@ -27,3 +27,9 @@ class DiskFailed(GobletError):
     """The disk refused a write; what was being written is lost, nothing else is."""
 
     status = 507
+
+
+class NodeStopping(GobletError):
+    """The node is shutting down; the same request will work elsewhere or later."""
+
+    status = 503

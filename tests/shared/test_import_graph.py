@@ -169,7 +169,12 @@ def test_an_arrow_that_runs_the_wrong_way_is_found(module: str, text: str) -> No
         [
             *("goblet_node", "goblet_node.app", "goblet_node.cli", "goblet_node.config"),
             *("goblet_node.metrics", "goblet_node.errors", "goblet_node.fill.refresh"),
-            *("goblet_node.serve.plan", "goblet_node.wire.refs", "goblet_node.fill"),
+            *(
+                "goblet_node.serve.plan",
+                "goblet_node.wire.refs",
+                "goblet_node.fill",
+                "goblet_node.objects",
+            ),
             *("goblet_node.serve", "goblet_router", "goblet_router.proxy"),
         ],
         "",
