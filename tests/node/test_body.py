@@ -1,0 +1,88 @@
+"""Request bodies: plain, gzip, cut anywhere, too large, lying."""
+
+import gzip
+import itertools
+import tracemalloc
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goblet_node.body import BadEncoding, BodyTooLarge, ClientGone, read_body
+from goblet_shared.asgi import Message
+from goblet_shared.errors import BadRequest
+
+
+def receiving(pieces: list[bytes], *, gone: bool = False) -> Callable[[], Awaitable[Message]]:
+    """Return an ASGI receive that gives the body in these pieces."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+    ]
+    end: Message = {"type": "http.request", "body": b"", "more_body": False}
+    messages.append({"type": "http.disconnect"} if gone else end)
+    coming = iter(messages)
+
+    async def receive() -> Message:
+        await trio.lowlevel.checkpoint()
+        return next(coming)
+
+    return receive
+
+
+def read(pieces: list[bytes], encoding: bytes | None = None, limit: int = 1000) -> bytes:
+    async def main() -> bytes:
+        return await read_body(receiving(pieces), encoding=encoding, limit=limit)
+
+    return trio.run(main)
+
+
+def cut(body: bytes, places: list[int]) -> list[bytes]:
+    """Cut a body at these places, taken modulo its length."""
+    at = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
+    return [body[a:b] for a, b in itertools.pairwise(at)]
+
+
+@given(st.binary(max_size=900), st.lists(st.integers(0, 1000), max_size=5), st.booleans())
+def test_where_a_body_is_cut_never_matters(body: bytes, places: list[int], zipped: bool) -> None:
+    sent = gzip.compress(body) if zipped else body
+    assert read(cut(sent, places), b"gzip" if zipped else None) == body
+
+
+@pytest.mark.parametrize("encoding", [None, b"gzip"])
+def test_exactly_the_limit_is_taken_and_one_more_is_not(encoding: bytes | None) -> None:
+    def encoded(body: bytes) -> bytes:
+        return gzip.compress(body) if encoding else body
+
+    assert len(read([encoded(b"x" * 1000)], encoding)) == 1000
+    with pytest.raises(BodyTooLarge):
+        read([encoded(b"x" * 1001)], encoding)
+
+
+def test_a_gzip_bomb_costs_no_more_than_the_limit() -> None:
+    bomb = gzip.compress(bytes(200_000_000))
+    tracemalloc.start()
+    with pytest.raises(BodyTooLarge):
+        read([bomb], b"gzip", limit=1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize(
+    "body", [b"not gzip at all", gzip.compress(b"x" * 99)[:-5], gzip.compress(b"x") + b"more", b""]
+)
+def test_what_says_gzip_and_is_not_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="gzip"):
+        read([body], b"gzip")
+
+
+def test_other_encodings_are_refused() -> None:
+    with pytest.raises(BadEncoding):
+        read([b"x"], b"br")
+
+
+async def test_a_client_that_leaves_is_noticed() -> None:
+    with pytest.raises(ClientGone):
+        await read_body(receiving([b"half"], gone=True), encoding=None, limit=100)
