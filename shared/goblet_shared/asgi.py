@@ -48,8 +48,9 @@ async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
     """Cancel the body when the client leaves; what follows the `with` block then runs as usual.
 
     Enter it only after the request's body was read to its end: until the client
-    leaves, whatever else `receive` brings is dropped. An exception of the body
-    leaves bare, never inside a group.
+    leaves, whatever else `receive` brings is dropped. Send the last of an answer outside
+    of it: hypercorn reports the end of an exchange as a disconnect, too. An exception
+    of the body leaves bare, never inside a group.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
