@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from goblet_testing import asks, repos
 from goblet_testing.cluster import HOST, Cluster
-from goblet_testing.gitcli import clone, fsck, git, refs_of
+from goblet_testing.gitcli import clone, fsck, git, refs_of, storm
 from goblet_testing.origin import Origin
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -62,6 +63,16 @@ def test_an_export_of_a_large_mirror_is_sound(
     subprocess.run([*command, str(tmp_path / "export"), "--cache-root", str(root)], check=True)
     fsck(tmp_path / "export")
     assert refs_of(tmp_path / "export") == refs_of(origin.url_of("org/large"))
+
+
+def test_a_storm_on_a_cold_repository_is_one_pack_request(
+    lit: tuple[Origin, Cluster], tmp_path: Path
+) -> None:
+    origin, cluster = lit
+    clones = trio.run(storm, 16, cluster.url("org/small5"), tmp_path)
+    for cloned in clones:
+        fsck(cloned.dest)
+    assert [seen.repo for seen in origin.packs()].count("org/small5") == 1
 
 
 def test_changes_at_the_origin_are_seen_through_the_cluster(

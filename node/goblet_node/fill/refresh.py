@@ -7,7 +7,7 @@ which clients follow while it grows.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.mirror.intake import IntakeJob, take_in
 from goblet_node.mirror.log import Mirror
-from goblet_node.mirror.store import MirrorStore
+from goblet_node.mirror.store import MirrorMoved, MirrorStore
 from goblet_node.wire.fetch_reader import PackData
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_shared.errors import GobletError
@@ -107,6 +107,20 @@ class Refresher:
         self._nursery.start_soon(self._fly, refresh, grant, refs)
         return refresh
 
+    async def bring(self, grant: Grant, oids: Collection[ObjectId]) -> None:
+        """Fetch objects into a mirror that is there, though no ref that it holds reaches them.
+
+        A pull request's commit, or one that was just pushed. They count as orphans until
+        a ref reaches them. Raises what upstream said if it does not have all of them.
+        """
+        while (flying := self._flying.get(grant.key)) is not None:
+            await flying.ended.wait()
+        refresh = self._flying[grant.key] = Refresh(grant.key)
+        self._nursery.start_soon(self._fly, refresh, grant, None, frozenset(oids))
+        await refresh.ended.wait()
+        if refresh.error is not None:
+            raise refresh.error
+
     async def heard(self, grant: Grant, refs: Sequence[Ref]) -> None:
         """Compare what upstream just listed with the mirror, and start a refresh if they differ.
 
@@ -134,15 +148,25 @@ class Refresher:
         except GobletError as exc:
             log.warning("the mirror of %s could not be dropped: %s", key, exc)
 
-    async def _fly(self, refresh: Refresh, grant: Grant, refs: Sequence[Ref] | None) -> None:
+    async def _fly(
+        self,
+        refresh: Refresh,
+        grant: Grant,
+        refs: Sequence[Ref] | None,
+        extra: frozenset[ObjectId] = frozenset(),
+    ) -> None:
         outcome = "failed"
         try:
-            await self._bring_up_to_date(refresh, grant, refs)
+            if extra:
+                await self._bring(refresh, grant, extra)
+            else:
+                await self._bring_up_to_date(refresh, grant, refs)
             outcome = "done"
             self._failed_at.pop(refresh.key, None)
         except Exception as exc:
             refresh.error = exc
-            self._note_failure(refresh.key)
+            if not extra:  # what one client asked for by name says nothing of the next refresh
+                self._note_failure(refresh.key)
             log.warning("refresh of %s failed: %s", refresh.key, exc or type(exc).__name__)
             if isinstance(exc, MirrorDamaged):
                 await self.drop(refresh.key, exc)
@@ -192,6 +216,29 @@ class Refresher:
             if await trio.to_thread.run_sync(lambda: mirror.refs) == wanted:
                 return
             missing = await trio.to_thread.run_sync(mirror.missing, sorted(tips))
+        await self._take_in(refresh, grant, mirror, wanted, missing)
+
+    async def _bring(self, refresh: Refresh, grant: Grant, extra: frozenset[ObjectId]) -> None:
+        mirror = self._store.get(refresh.key)
+        if mirror is None:
+            raise MirrorMoved("the mirror was dropped meanwhile")
+        refs = await trio.to_thread.run_sync(lambda: mirror.refs)
+        missing = await trio.to_thread.run_sync(mirror.missing, sorted(extra))
+        if missing:
+            await self._take_in(refresh, grant, mirror, refs, missing, extra=extra)
+
+    async def _take_in(
+        self,
+        refresh: Refresh,
+        grant: Grant,
+        mirror: Mirror | None,
+        refs: Sequence[Ref],
+        missing: Sequence[ObjectId],
+        *,
+        extra: frozenset[ObjectId] = frozenset(),
+    ) -> None:
+        """Fetch what is missing, have it indexed, and commit it under these refs."""
+        tips = tips_of(refs)
         async with self._scratch() as scratch:
             with ExitStack() as held:
                 received = None
@@ -210,14 +257,14 @@ class Refresher:
                     segments=tuple((s.pack, s.table) for s in mirror.segments) if mirror else (),
                     tips=tuple(sorted(tips)),
                     old_tips=tuple(sorted(mirror.tips)) if mirror else (),
-                    old_orphans=mirror.current.orphans if mirror else (),
+                    old_orphans=tuple(extra.union(mirror.current.orphans)) if mirror else (),
                     max_object_bytes=self._max_object_bytes,
                 )
                 intake = await anyio.to_process.run_sync(
                     take_in, job, cancellable=True, limiter=self._workers
                 )
                 await trio.to_thread.run_sync(
-                    lambda: self._store.commit(refresh.key, base=mirror, refs=wanted, intake=intake)
+                    lambda: self._store.commit(refresh.key, base=mirror, refs=refs, intake=intake)
                 )
 
     async def _receive(

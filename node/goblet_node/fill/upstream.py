@@ -1,9 +1,8 @@
 """Smart HTTP to the origin. Every failure of httpx is translated here."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import httpx
 import trio
@@ -27,6 +26,8 @@ MAX_ADVERTISEMENT = 64 * 1024
 MAX_LISTING = 128 * 1024 * 1024
 # What a refusal's own text may cost: hosts write one sentence.
 MAX_REFUSAL = 4096
+# What releasing a connection may take: it only closes a socket.
+CLOSE_GRACE = 2.0
 POST_TYPE = "application/x-git-upload-pack-request"
 # Headers of an answer that say something about its bytes or to its client;
 # all others belong to the connection between upstream and us.
@@ -174,7 +175,7 @@ class Upstream:
             if response.status_code != 200:
                 raise await _refused(response)
             with self._translated(grant.url, None):
-                async with aclosing(self._in_time(response.aiter_bytes())) as chunks:
+                async with aclosing(self._in_time(response, response.aiter_bytes())) as chunks:
                     async for chunk in chunks:
                         reader.feed(chunk)
                         for event in reader.events():
@@ -224,8 +225,10 @@ class Upstream:
         finally:
             await response.aclose()
 
-    async def _in_time(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        async with aclosing(_generator(chunks)):
+    async def _in_time(
+        self, response: httpx.Response, chunks: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        try:
             while True:
                 # No yield inside the deadline: it would bound our consumer too.
                 with trio.fail_after(self._idle_timeout):
@@ -233,11 +236,13 @@ class Upstream:
                 if chunk is None:
                     return
                 yield chunk
+        finally:
+            await _let_go(response, chunks)
 
     def _answer(self, grant: Grant, response: httpx.Response) -> Answer:
         async def body() -> AsyncGenerator[bytes]:
             with self._translated(grant.url, None):
-                async with aclosing(self._in_time(response.aiter_raw())) as chunks:
+                async with aclosing(self._in_time(response, response.aiter_raw())) as chunks:
                     async for chunk in chunks:
                         yield chunk
 
@@ -289,13 +294,16 @@ class Upstream:
 async def _collect(response: httpx.Response, limit: int, *, or_cut: bool = False) -> bytes:
     """Read a decoded body of at most `limit` bytes; cut there, or raise UpstreamError."""
     body = bytearray()
-    async with aclosing(_generator(response.aiter_bytes())) as chunks:
+    chunks = response.aiter_bytes()
+    try:
         async for chunk in chunks:
             body += chunk
             if len(body) > limit:
                 if or_cut:
                     break
                 raise UpstreamError(f"{response.url.host} sent more than {limit} bytes of refs")
+    finally:
+        await _let_go(response, chunks)
     return bytes(body[:limit])
 
 
@@ -327,6 +335,13 @@ def _host(url: str) -> str:
     return httpx.URL(url).host
 
 
-def _generator(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Return what httpx says is an iterator as the generator that it is, to be closed."""
-    return cast(AsyncGenerator[bytes], chunks)
+async def _let_go(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
+    """Release the connection: kept if the body was read to its end, else closed."""
+    with trio.move_on_after(CLOSE_GRACE, shield=True):
+        await response.aclose()
+        # The body is several generators deep and we hold only the outermost. Dropped
+        # half way, the inner ones are left to the garbage collector, of which trio
+        # warns. Reading on from the closed connection ends them all.
+        with suppress(httpx.HTTPError, httpx.StreamError):
+            async for _ in chunks:
+                pass
