@@ -1,17 +1,12 @@
 """Segments as one pack, byte for byte as they lie."""
 
-import hashlib
-import struct
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
 
-from goblet_node.errors import MirrorDamaged
+import numpy as np
+
+from goblet_node.mirror.concat import body
 from goblet_node.mirror.log import Segment
-
-# One thread hop a slice: 16 side-band packets, about 1 MB.
-SLICE = 16 * 65515
-_HEADER = 12
-_TRAILER = 20
+from goblet_node.serve.pieces import RUN, sealed, slices_of
 
 
 def whole_pack(segments: Sequence[Segment], *, trailer: bytes | None) -> Generator[bytes]:
@@ -20,28 +15,10 @@ def whole_pack(segments: Sequence[Segment], *, trailer: bytes | None) -> Generat
     The entries of a log, one segment after another, are a pack: offset deltas stay
     inside their segment and reference deltas find their bases before them.
     `trailer` is the pack's SHA-1 if it is known, which spares computing it.
-    Raises MirrorDamaged if a segment is gone or has another length than it had.
+    Raises MirrorDamaged if a segment is gone or shorter than it was, DiskFailed if
+    the disk refuses to be read for another reason.
     """
-    header = struct.pack(">4sLL", b"PACK", 2, sum(segment.objects for segment in segments))
-    running = hashlib.sha1(header) if trailer is None else None
-    yield header
-    for segment in segments:
-        for data in _entries(segment.pack, segment.bytes - _HEADER - _TRAILER):
-            if running is not None:
-                running.update(data)
-            yield data
-    yield running.digest() if running is not None else trailer or b""
-
-
-def _entries(pack: Path, length: int) -> Iterator[bytes]:
-    try:
-        with pack.open("rb", buffering=0) as file:
-            file.seek(_HEADER)
-            while length:
-                data = file.read(min(SLICE, length))
-                if not data:
-                    raise MirrorDamaged(f"segment {pack.name} is shorter than it was")
-                length -= len(data)
-                yield data
-    except OSError as exc:
-        raise MirrorDamaged(f"segment {pack.name} cannot be read ({exc.strerror})") from exc
+    entries = [body(segment.bytes) for segment in segments]
+    runs = np.array([(n, at.start, len(at)) for n, at in enumerate(entries)], dtype=RUN)
+    slices = slices_of([segment.pack for segment in segments], runs)
+    return sealed(sum(segment.objects for segment in segments), slices, trailer=trailer)
