@@ -19,9 +19,11 @@ from goblet_node.fill.upstream import POST_TYPE, Grant, Refused, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.serve.answer import Answerer
 from goblet_node.serve.reply import NOT_TO_BE_KEPT, RESULT, Reply
-from goblet_node.wire import v2
+from goblet_node.serve.sending import Asked
+from goblet_node.wire import v0, v2
+from goblet_node.wire.answers import Dialect, V2Dialect
 from goblet_node.wire.pktline import encode_error
-from goblet_node.wire.requests import LsRefs
+from goblet_node.wire.requests import Fetch, LsRefs
 from goblet_shared import asgi, contract
 from goblet_shared.errors import BadRequest, GobletError
 from goblet_shared.git_route import Endpoint, Route, is_own, parse_target
@@ -142,14 +144,26 @@ class Node:
             self._access.forget(route, authorization)
 
     async def _info_refs(self, grant: Grant, scope: asgi.Scope, reply: Reply) -> None:
-        if _speaks_v2(scope) and grant.can_be_mirrored:
+        if not grant.can_be_mirrored:
+            await self._forward_info_refs(grant, scope, reply)
+            return
+        version = _version(scope)
+        kind = (b"content-type", b"application/x-git-upload-pack-advertisement")
+        if version == 2:
             offered = tuple(
                 feature for feature in KNOWN_FEATURES if grant.advertisement.has("fetch", feature)
             )
-            body = v2.encode_advertisement(agent=self._agent, features=v2.Advertised(fetch=offered))
-            kind = (b"content-type", b"application/x-git-upload-pack-advertisement")
+            features = v2.Advertised(fetch=offered)
+            body = v2.encode_advertisement(agent=self._agent, features=features)
             await reply.whole(200, [kind, *NOT_TO_BE_KEPT], body)
             return
+        refs = await self._desk.ask(grant, None)
+        await self._refresher.heard(grant, refs)
+        await reply.start(200, [kind, *NOT_TO_BE_KEPT])
+        for piece in v0.encode_advertisement(refs, agent=self._agent, version=version):
+            await reply.send(piece)
+
+    async def _forward_info_refs(self, grant: Grant, scope: asgi.Scope, reply: Reply) -> None:
         passed = _passed_on(scope, (b"git-protocol", b"accept", b"accept-encoding"))
         passed.setdefault("accept-encoding", "identity")
         async with self._upstream.forward_info_refs(grant, passed) as answer:
@@ -167,17 +181,23 @@ class Node:
             await reply.whole(200, [RESULT, *NOT_TO_BE_KEPT], b"")
             return
         passed = _passed_on(scope, (b"git-protocol", b"accept"))
-        if not (_speaks_v2(scope) and grant.can_be_mirrored):
+        if not grant.can_be_mirrored:
             reply.note = "another protocol or object format"
             await self._answerer.forward(body, passed, grant, reply)
             return
-        request = v2.parse_request(body)
+        request: LsRefs | Fetch
+        dialect: Dialect = V2Dialect()
+        if _version(scope) == 2:
+            request = v2.parse_request(body)
+        else:
+            request, dialect = v0.parse_request(body)
         if request.object_format != "sha1":
             raise ProtocolError("this repository names its objects with sha1")
         if isinstance(request, LsRefs):
             await self._ls_refs(grant, request, reply)
         else:
-            await self._answerer.answer(request, body, passed, grant, reply)
+            asked = Asked(fetch=request, dialect=dialect, body=body, headers=passed)
+            await self._answerer.answer(asked, grant, reply)
 
     async def _ls_refs(self, grant: Grant, request: LsRefs, reply: Reply) -> None:
         refs = await self._desk.ask(grant, question_for(request.prefixes))
@@ -220,9 +240,10 @@ def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:
     return [(b"retry-after", b"5")] if isinstance(exc, UpstreamError) else []
 
 
-def _speaks_v2(scope: asgi.Scope) -> bool:
-    said = asgi.header(scope, b"git-protocol") or b""
-    return b"version=2" in said.split(b":")
+def _version(scope: asgi.Scope) -> int:
+    """Return the newest protocol version that the client names, as git does; 0 if none."""
+    said = (asgi.header(scope, b"git-protocol") or b"").split(b":")
+    return max((version for version in (1, 2) if b"version=%d" % version in said), default=0)
 
 
 def _passed_on(scope: asgi.Scope, names: Sequence[bytes]) -> dict[str, str]:

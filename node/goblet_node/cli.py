@@ -173,10 +173,12 @@ def _node(
         desk=desk,
         refresher=refresher,
         answerer=Answerer(
+            name=settings.name,
             store=store,
             refresher=refresher,
             upstream=upstream,
             refresh_wait=settings.refresh_wait_seconds,
+            selectors=anyio.CapacityLimiter(settings.selectors),
         ),
         upstream=upstream,
         metrics=metrics,

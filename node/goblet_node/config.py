@@ -91,6 +91,11 @@ class NodeSettings(ProcessSettings):
         description="How many processes index packs at once. Each may need the memory of the "
         "largest object two or three times.",
     )
+    selectors: int = Field(
+        os.cpu_count() or 2,
+        ge=1,
+        description="How many processes look at once for the objects that a fetch needs.",
+    )
     upstream_connections: int = Field(
         100, ge=1, description="The most connections to upstreams in all."
     )

@@ -160,6 +160,63 @@ def test_commits_pushed_after_warming_are_served_whole(
     assert bench.packs(name) == before
 
 
+def test_who_holds_all_tips_gets_the_segments_that_came_since(bench: Bench, tmp_path: Path) -> None:
+    name = "org/untagged"
+    repo = repos.make_repo(bench.origin.root / f"{name}.git", tags=0)
+    dest = clone(bench.url(name), tmp_path / "clone")
+    bench.wait_mirrored(name)
+    for number in range(3):
+        repos.commit(repo, files={"new": f"{number}\n"})
+        bench.wait_mirrored(name)
+    git("fetch", "--quiet", cwd=dest)
+    assert bench.node.metrics()['goblet_node_packs_total{cache="suffix"}'] == 1
+    fsck(dest)
+    assert git("rev-parse", "origin/main", cwd=dest).stdout == f"{repos.oid_of(repo, 'main')}\n"
+
+
+def test_a_commit_that_no_mirrored_ref_reaches_is_fetched_by_its_name_once(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    repo = bench.origin.root / f"{name}.git"
+    dest = clone(bench.url(name), tmp_path / "clone")
+    bench.wait_mirrored(name)
+    oid = repos.commit(repo, "pull", files={"new": "new\n"}, parent="main")
+    git("update-ref", "refs/pull/7/head", oid, cwd=repo)
+    repos.delete_branch(repo, "pull")
+    before = bench.packs(name)
+    for number in range(2):
+        git("fetch", "--quiet", "origin", oid, cwd=dest)
+        assert bench.packs(name) == before + 1
+        fresh = clone(bench.url(name), tmp_path / f"fresh-{number}", "--mirror")
+        fsck(fresh)  # with refs/pull/7/head
+
+
+def test_an_object_that_nobody_has_is_refused_as_git_does(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    dest = clone(bench.url(name), tmp_path / "clone")
+    bench.wait_mirrored(name)
+    with pytest.raises(GitFailed, match=f"not our ref {'1' * 40}"):
+        git("fetch", "--quiet", "origin", "1" * 40, cwd=dest)
+    repos.commit(bench.origin.root / f"{name}.git", files={"new": "new\n"})
+    bench.wait_mirrored(name)  # what one client asked for does not keep the mirror back
+
+
+def test_a_clone_of_a_log_with_orphans_holds_none_of_them(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    repo = bench.origin.root / f"{name}.git"
+    lost = repos.commit(repo, "secret", files={"password": "hunter2\n"}, parent="main")
+    bench.warm(name, tmp_path)
+    repos.delete_branch(repo, "secret")
+    before = bench.packs(name)
+    for number in range(2):
+        fresh = clone(bench.url(name), tmp_path / f"fresh-{number}")
+        fsck(fresh)
+        assert git("cat-file", "-e", lost, cwd=fresh, check=False).returncode != 0
+    assert bench.packs(name) == before
+
+
 def test_a_storm_on_a_cold_repository_is_one_pack_request(
     bench: Bench, name: str, tmp_path: Path
 ) -> None:
@@ -375,9 +432,9 @@ def test_a_chunked_negotiation_with_its_probe_is_answered(
             f"data 1\nx\nM 040000 {tree} \n\n"
         )
     git("fast-import", "--quiet", cwd=repo, stdin="".join(lines))
-    for number in range(2):
+    for number, buffer in enumerate(["65536", "1048576"]):  # chunked; then gzip
         dest = tmp_path / f"clone-{number}"
-        git("-c", "http.postBuffer=65536", "clone", "--quiet", bench.url(name), dest)
+        git("-c", f"http.postBuffer={buffer}", "clone", "--quiet", bench.url(name), dest)
         fsck(dest)
         bench.wait_mirrored(name)
     assert bench.packs(name) == 1
@@ -458,6 +515,19 @@ def test_a_forward_proxy_request_is_served(bench: Bench, name: str, tmp_path: Pa
     proxy = bench.node.base
     git("-c", f"http.proxy={proxy}", "clone", "--quiet", f"http://{HOST}/{name}", tmp_path / "c")
     fsck(tmp_path / "c")
+
+
+def test_a_node_reaches_its_upstream_through_another_as_its_proxy(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    """One Goblet behind another, and the proxy option, which alone decides."""
+    flags = ["--upstream-proxy", bench.node.base]
+    upstreams = {HOST: f"http://{HOST}"}  # which no resolver knows
+    with start_node("goblet-7", directory=tmp_path, upstreams=upstreams, flags=flags) as node:
+        for number in range(2):
+            dest = clone(node.url(f"{HOST}/{name}"), tmp_path / f"clone-{number}")
+            fsck(dest)
+    assert refs_of(dest)["HEAD"] == refs_of(bench.origin.url_of(name))["HEAD"]
 
 
 def test_a_restarted_node_serves_what_it_had(tmp_path: Path, origin: Origin) -> None:

@@ -7,9 +7,8 @@ which clients follow while it grows.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, aclosing
 
 import anyio
 import anyio.to_process
@@ -17,6 +16,7 @@ import trio
 
 from goblet_node.errors import MirrorDamaged, NodeStopping
 from goblet_node.fill.refs import MIRRORED, RefsDesk, mirrored, tips_of
+from goblet_node.fill.scratch import scratch_of
 from goblet_node.fill.spool import Spool
 from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
@@ -239,7 +239,7 @@ class Refresher:
     ) -> None:
         """Fetch what is missing, have it indexed, and commit it under these refs."""
         tips = tips_of(refs)
-        async with self._scratch() as scratch:
+        async with scratch_of(self._store) as scratch:
             with ExitStack() as held:
                 received = None
                 if missing:
@@ -288,16 +288,6 @@ class Refresher:
             spool.fail(exc)
             raise
         spool.finish()
-
-    @asynccontextmanager
-    async def _scratch(self) -> AsyncIterator[Path]:
-        scratch = await trio.to_thread.run_sync(self._store.new_scratch)
-        try:
-            yield scratch
-        finally:
-            with trio.CancelScope(shield=True):
-                # Local deletes only: short, and a scratch folder must not outlive its refresh.
-                await trio.to_thread.run_sync(self._store.discard_scratch, scratch)
 
 
 def _haves(mirror: Mirror | None) -> tuple[ObjectId, ...]:

@@ -1,31 +1,50 @@
 """Act on a plan: bring the bytes of one fetch to its client."""
 
-from collections.abc import Mapping
-from contextlib import aclosing, closing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, closing, suppress
 
+import anyio
+import anyio.to_process
 import trio
 
-from goblet_node.errors import MirrorDamaged
+from goblet_node.errors import MirrorDamaged, ProtocolError, UpstreamError
 from goblet_node.fill.refresh import Refresher
+from goblet_node.fill.scratch import scratch_of
 from goblet_node.fill.spool import Spool
 from goblet_node.fill.upstream import Grant, Upstream
-from goblet_node.mirror.log import Generation, Mirror
+from goblet_node.mirror.log import Mirror, Segment
 from goblet_node.mirror.store import MirrorStore
-from goblet_node.serve.plan import Follow, Forward, Held, Whole, plan
-from goblet_node.serve.reply import NOT_TO_BE_KEPT, RESULT, Reply
-from goblet_node.serve.verbatim import SLICE, whole_pack
-from goblet_node.wire import pktline, v2
-from goblet_node.wire.pktline import Band, Marker
+from goblet_node.serve.alive import while_working
+from goblet_node.serve.look import commit_named, look, tags_of
+from goblet_node.serve.negotiate import negotiate
+from goblet_node.serve.pieces import SLICE, pack_of
+from goblet_node.serve.plan import (
+    Bring,
+    Follow,
+    Forward,
+    Plan,
+    Refuse,
+    Select,
+    Suffix,
+    Tried,
+    Whole,
+    plan,
+)
+from goblet_node.serve.reply import Reply
+from goblet_node.serve.selection import Selection, SelectJob, select
+from goblet_node.serve.sending import Asked, Sending
+from goblet_node.serve.verbatim import whole_pack
+from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 from goblet_shared.errors import GobletError
 
 # git's own server sends a keepalive after 5 s of silence (uploadpack.keepAlive):
 # the middleboxes that clients live behind are used to that.
 KEEPALIVE_AFTER = 5.0
-# How many generations' trailers are remembered; each is 20 bytes.
+# How many logs' trailers are remembered; each is 20 bytes.
 MAX_TRAILERS = 4096
-
-_FLUSH = pktline.encode(Marker.FLUSH)
+# Objects that one request may have fetched by name; more is not a person's typing.
+MAX_BROUGHT = 1024
 
 
 class Answerer:
@@ -34,61 +53,48 @@ class Answerer:
     def __init__(
         self,
         *,
+        name: str,
         store: MirrorStore,
         refresher: Refresher,
         upstream: Upstream,
         refresh_wait: float,
+        selectors: anyio.CapacityLimiter,
     ) -> None:
-        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want."""
+        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want.
+
+        At most `selectors` worker processes at once look for objects. `name` is the
+        node's, for the progress that a user reads.
+        """
+        self._name = name
         self._store = store
         self._refresher = refresher
         self._upstream = upstream
         self._refresh_wait = refresh_wait
-        # SHA-1 trailers of whole logs, computed while they were first sent.
+        self._selectors = selectors
+        # SHA-1 trailers of verbatim answers, computed while they were first sent.
         self._trailers: dict[tuple[str, ...], bytes] = {}
 
-    async def answer(
-        self, fetch: Fetch, body: bytes, headers: Mapping[str, str], grant: Grant, reply: Reply
-    ) -> None:
-        """Answer `fetch`, which came as `body` under `headers`, to a caller who may read it."""
+    async def answer(self, asked: Asked, grant: Grant, reply: Reply) -> None:
+        """Answer a fetch to a caller who may read the repository."""
         try:
-            reason = await self._answer_here(fetch, grant, reply)
-        except MirrorDamaged as exc:
+            reason = await self._answer_here(asked, grant, reply)
+        except GobletError as exc:
+            if isinstance(exc, MirrorDamaged):
+                await self._refresher.drop(grant.key, exc)
             if reply.is_started:
+                # What was sent is packets, whole ones: the next can say what happened.
+                # Who has no side-band is told by a connection that is cut.
+                if not (said := asked.dialect.error(str(exc))):
+                    raise
+                reply.note = str(exc)
+                await reply.send(said)
+                return
+            if not isinstance(exc, MirrorDamaged):
                 raise
             reason = "the mirror is damaged"
-            await self._refresher.drop(grant.key, exc)
         if reason is not None:
             reply.note = reason
-            await self.forward(body, headers, grant, reply)
-
-    async def _answer_here(self, fetch: Fetch, grant: Grant, reply: Reply) -> str | None:
-        """Answer from the mirror, or return why it cannot."""
-        may_refill = fetch.is_plain
-        while True:
-            flying = self._refresher.flying(grant.key)
-            if fetch.is_plain and flying is not None and self._store.get(grant.key) is None:
-                await flying.announced.wait()
-            mirror = self._store.get(grant.key)
-            held = None
-            if mirror is not None and fetch.is_plain:
-                held = await trio.to_thread.run_sync(look, mirror, fetch)
-            # From here to the first byte of a Follow nothing is awaited: the spool is there.
-            flying = self._refresher.flying(grant.key) if mirror is None else None
-            spool = flying.spool if flying is not None else None
-            arriving = flying.tips if flying is not None and spool is not None else None
-            match plan(fetch, held=held, arriving=arriving, may_refill=may_refill):
-                case Whole(generation) if mirror is not None:
-                    await self._whole(mirror, generation, reply)
-                    return None
-                case Follow() if spool is not None:
-                    await self._follow(spool, fetch, reply)
-                    return None
-                case Forward(reason):
-                    return reason
-                case _:
-                    may_refill = False
-                    await self._refill(grant, cold=mirror is None)
+            await self.forward(asked.body, asked.headers, grant, reply)
 
     async def forward(
         self, body: bytes, headers: Mapping[str, str], grant: Grant, reply: Reply
@@ -101,83 +107,150 @@ class Answerer:
                 async for chunk in chunks:
                     await reply.send(chunk)
 
+    async def _answer_here(self, asked: Asked, grant: Grant, reply: Reply) -> str | None:
+        """Answer from the mirror, or return why it cannot."""
+        tried = Tried.NOTHING
+        while True:
+            mirror, spool, chosen = await self._plan(asked.fetch, grant, tried)
+            match chosen:
+                case Whole(generation) if mirror is not None:
+                    segments = mirror.segments[: generation.segments]
+                    await self._verbatim(asked, segments, "whole", reply)
+                case Suffix(generation) if mirror is not None:
+                    segments = mirror.segments[generation.segments :]
+                    await self._verbatim(asked, segments, "suffix", reply)
+                case Select() if mirror is not None:
+                    await self._select(asked, mirror, reply)
+                case Follow() if spool is not None:
+                    await self._follow(asked, spool, reply)
+                case Refuse(oid):
+                    raise ProtocolError(f"upload-pack: not our ref {oid.decode()}")
+                case Bring(oids):
+                    tried = Tried.ALL
+                    await self._bring(grant, oids)
+                    continue
+                case Forward(reason, fill):
+                    if fill:
+                        self._refresher.start(grant)
+                    return reason
+                case _:
+                    tried = Tried.REFRESH
+                    await self._refill(grant, cold=mirror is None)
+                    continue
+            return None
+
+    async def _plan(
+        self, fetch: Fetch, grant: Grant, tried: Tried
+    ) -> tuple[Mirror | None, Spool | None, Plan]:
+        flying = self._refresher.flying(grant.key)
+        if fetch.is_plain and flying is not None and self._store.get(grant.key) is None:
+            await flying.announced.wait()
+        mirror = self._store.get(grant.key)
+        held = None if mirror is None else await trio.to_thread.run_sync(look, mirror, fetch)
+        # From here to the first look at a spool nothing is awaited: it is there.
+        flying = self._refresher.flying(grant.key) if mirror is None else None
+        spool = flying.spool if flying is not None else None
+        arriving = flying.tips if flying is not None and spool is not None else None
+        return mirror, spool, plan(fetch, held=held, arriving=arriving, tried=tried)
+
     async def _refill(self, grant: Grant, *, cold: bool) -> None:
         refresh = self._refresher.start(grant)
         if refresh is not None:
             with trio.move_on_after(self._refresh_wait):
                 await (refresh.announced if cold else refresh.ended).wait()
 
-    async def _whole(self, mirror: Mirror, generation: Generation, reply: Reply) -> None:
-        segments = mirror.segments[: generation.segments]
+    async def _bring(self, grant: Grant, oids: frozenset[ObjectId]) -> None:
+        if len(oids) > MAX_BROUGHT:
+            raise ProtocolError(f"{len(oids)} of the objects asked for are not here")
+        # The next plan refuses what is still not here.
+        with suppress(UpstreamError), trio.move_on_after(self._refresh_wait):
+            await self._refresher.bring(grant, oids)
+
+    async def _verbatim(
+        self, asked: Asked, segments: Sequence[Segment], cache: str, reply: Reply
+    ) -> None:
+        # Whoever holds all tips of a generation, or nothing, need not say more.
+        turn = negotiate(
+            asked.fetch, asked.dialect, common=asked.fetch.haves, shallow=(), ready=lambda _: True
+        )
         name = tuple(segment.checksum for segment in segments)
-        trailer = self._trailers.get(name)
-        with closing(whole_pack(segments, trailer=trailer)) as slices:
-            # The first slice is read before the head is sent: a damaged log is still a status.
-            head = next(slices)
-            first = await trio.to_thread.run_sync(next, slices)
-            await reply.start(200, [RESULT, *NOT_TO_BE_KEPT], cache="whole")
-            await reply.send(v2.PACKFILE_SECTION)
-            data: bytes | None
-            for data in (head, first):
-                await reply.send(pktline.encode_band(Band.PACK, data))
-            while (data := await trio.to_thread.run_sync(next, slices, None)) is not None:
-                await reply.send(pktline.encode_band(Band.PACK, data))
-                first = data
-        await reply.send(_FLUSH)
-        if trailer is None:
+        known = self._trailers.get(name)
+        objects = sum(segment.objects for segment in segments)
+        sending = Sending(asked, reply, cache=cache, told=self._told(objects))
+        with closing(whole_pack(segments, trailer=known)) as slices:
+            trailer = await sending.send(Selection(turn=turn), slices)
+        if known is None and trailer is not None:
             if len(self._trailers) >= MAX_TRAILERS:
                 self._trailers.pop(next(iter(self._trailers)))
-            self._trailers[name] = first
+            self._trailers[name] = trailer
 
-    async def _follow(self, spool: Spool, fetch: Fetch, reply: Reply) -> None:
+    async def _select(self, asked: Asked, mirror: Mirror, reply: Reply) -> None:
+        fetch = asked.fetch
+        sending = Sending(asked, reply, cache="selected")
+        async with scratch_of(self._store) as scratch:
+            job = SelectJob(
+                segments=tuple((segment.pack, segment.table) for segment in mirror.segments),
+                fetch=fetch,
+                dialect=asked.dialect,
+                deepen_not=tuple(commit_named(name, mirror.refs) for name in fetch.deepen_not),
+                tags=tags_of(mirror.refs) if fetch.include_tag else (),
+                inline=scratch / "inline",
+            )
+            found = await while_working(
+                lambda: anyio.to_process.run_sync(
+                    select, job, cancellable=True, limiter=self._selectors
+                ),
+                sending.keep_alive,
+                every=KEEPALIVE_AFTER,
+            )
+            if found.pieces is None:
+                await sending.begin(found)
+                return
+            sending.told = self._told(found.pieces.objects)
+            packs = [segment.pack for segment in mirror.segments]
+            with closing(pack_of(packs, found.pieces)) as slices:
+                await sending.send(found, slices)
+
+    async def _follow(self, asked: Asked, spool: Spool, reply: Reply) -> None:
+        turn = negotiate(asked.fetch, asked.dialect, common=(), shallow=(), ready=lambda _: False)
+        sending = Sending(asked, reply, cache="cold")
         with spool.held():
             with trio.move_on_after(KEEPALIVE_AFTER):
                 while not (spool.size or spool.said or spool.ended):
                     await spool.changed()
             if spool.error is not None and not spool.size:
-                raise spool.error  # nothing was sent: it can still be a status
-            await reply.start(200, [RESULT, *NOT_TO_BE_KEPT], cache="cold")
-            await reply.send(v2.PACKFILE_SECTION)
-            await self._copy(spool, fetch, reply)
-        if spool.error is None:
-            await reply.send(_FLUSH)
-        else:
-            sentence = _sentence(spool.error)
-            await reply.send(pktline.encode_band(Band.ERROR, sentence.encode() + b"\n"))
+                raise _told_as(spool.error)  # nothing was sent: it can still be a status
+            await sending.begin(Selection(turn=turn))
+            if turn.has_pack:
+                await self._copy(asked, spool, reply)
+                if spool.error is not None:
+                    raise _told_as(spool.error)
+                await reply.send(asked.dialect.end)
 
-    async def _copy(self, spool: Spool, fetch: Fetch, reply: Reply) -> None:
+    async def _copy(self, asked: Asked, spool: Spool, reply: Reply) -> None:
         """Send what a spool holds and what comes, until it has ended."""
         offset = said = 0
         while True:
-            if said < len(spool.said) and not fetch.no_progress:
+            if not asked.fetch.no_progress:
                 for text in spool.said[said:]:
-                    await reply.send(pktline.encode_band(Band.PROGRESS, text))
+                    await reply.send(asked.dialect.progress(text))
             said = len(spool.said)
             if offset < spool.size:
                 data = await trio.to_thread.run_sync(spool.read, offset, SLICE)
                 offset += len(data)
-                await reply.send(pktline.encode_band(Band.PACK, data))
+                await reply.send(asked.dialect.pack(data))
             elif spool.ended:
                 return
             else:
                 with trio.move_on_after(KEEPALIVE_AFTER) as silence:
                     await spool.changed()
                 if silence.cancelled_caught:
-                    await reply.send(pktline.KEEPALIVE)
+                    await reply.send(asked.dialect.keepalive)
+
+    def _told(self, objects: int) -> str:
+        return f"Goblet {self._name}: {objects:,} objects\n"
 
 
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, GobletError) else "this node failed: try again"
-
-
-def look(mirror: Mirror, fetch: Fetch) -> Held:
-    """Find in a mirror what a plan needs to know. May read the disk: for a worker thread."""
-    rows = mirror.table.find(fetch.wants)
-    known = rows >= 0
-    segments = mirror.table.column("segment")[rows[known]]
-    return Held(
-        within=tuple(mirror.generations_within(frozenset(fetch.wants))),
-        unknown=frozenset(oid for oid, here in zip(fetch.wants, known, strict=True) if not here),
-        reach=int(segments.max()) + 1 if len(segments) else 0,
-        is_clean=mirror.current.is_clean,
-    )
+def _told_as(error: Exception) -> GobletError:
+    """Return what a client may be told of an error that another task met."""
+    return error if isinstance(error, GobletError) else GobletError("this node failed: try again")

@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from goblet_node.mirror.log import Generation
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """A client that holds all tips of one clean generation of a log that is clean now.
+
+    `is_asked_for` says that it wants every branch tip that came since.
+    """
+
+    generation: Generation
+    is_asked_for: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +32,15 @@ class Held:
     within: Sequence[Generation]
     unknown: frozenset[ObjectId]
     reach: int
-    is_clean: bool
+    behind: Behind | None
+
+
+class Tried(Enum):
+    """What was done already for the wants that are not here."""
+
+    NOTHING = auto()
+    REFRESH = auto()
+    ALL = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,18 @@ class Whole:
     """Send the segments of this generation, verbatim."""
 
     generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """Send the segments that came after this generation, verbatim."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Find the objects that the client lacks, and send those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +73,31 @@ class Refill:
 
 
 @dataclass(frozen=True, slots=True)
+class Bring:
+    """Fetch these objects by name, which no ref that is mirrored reaches, then plan again."""
+
+    oids: frozenset[ObjectId]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Upstream does not have this object either."""
+
+    oid: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
-    """Pass the request to upstream. `reason` is for the log and says what the mirror lacks."""
+    """Pass the request to upstream. `reason` is for the log and says what the mirror lacks.
+
+    With `fill` the repository is fetched meanwhile, for those who come next.
+    """
 
     reason: str
+    fill: bool = False
 
 
-Plan = Whole | Follow | Refill | Forward
+Plan = Whole | Suffix | Select | Follow | Refill | Bring | Refuse | Forward
 
 
 def plan(
@@ -55,24 +105,53 @@ def plan(
     *,
     held: Held | None,
     arriving: frozenset[ObjectId] | None,
-    may_refill: bool,
+    tried: Tried,
 ) -> Plan:
     """Choose the cheapest answer that is right.
 
     `held` is None while the repository is cold; then `arriving` are the tips of the
     pack that its first fetch is receiving, None if no such fetch is under way.
-    `may_refill` is False once a refresh was waited for, or cannot be had.
     """
-    if not fetch.is_plain:
-        return Forward("not a whole clone")
+    if fetch.want_refs or fetch.packfile_uris is not None or fetch.sideband_all:
+        return Forward("asks for what was not offered")
     if held is None:
-        if arriving is None:
-            return Refill() if may_refill else Forward("cold")
-        return Follow() if arriving == set(fetch.wants) else Forward("not what is arriving")
+        return _cold(fetch, arriving, tried)
     if held.unknown:
-        return Refill() if may_refill else Forward("wants what upstream did not list")
-    for generation in held.within:
-        # What a clean log holds its tips reach, so further wants within it add nothing.
-        if generation.is_clean and held.reach <= generation.segments:
-            return Whole(generation)
-    return Forward("not every tip" if held.is_clean else "the log holds what no ref reaches")
+        match tried:
+            case Tried.NOTHING:
+                return Refill()
+            case Tried.REFRESH:
+                return Bring(held.unknown)
+            case Tried.ALL:
+                return Refuse(min(held.unknown))
+    # Segments hold offset deltas, which go only to clients that say they take them.
+    if fetch.is_plain and fetch.ofs_delta:
+        for generation in held.within:
+            # What a clean log holds its tips reach, so further wants within it add nothing.
+            if generation.is_clean and held.reach <= generation.segments:
+                return Whole(generation)
+    if held.behind is not None and _takes_suffix(fetch) and held.behind.is_asked_for:
+        return Suffix(held.behind.generation)
+    return Select()
+
+
+def _cold(fetch: Fetch, arriving: frozenset[ObjectId] | None, tried: Tried) -> Plan:
+    if not fetch.is_plain:
+        # One shallow or partial clone must not have all of a repository fetched;
+        # somebody who holds all of its history shows that it is wanted.
+        return Forward("cold", fill=bool(fetch.haves) and _is_full(fetch))
+    if arriving is None:
+        return Refill() if tried is Tried.NOTHING else Forward("cold")
+    if arriving == set(fetch.wants) and fetch.ofs_delta:
+        return Follow()
+    return Forward("not what is arriving")
+
+
+def _is_full(fetch: Fetch) -> bool:
+    """Whether the client holds, and asks for, whole history with whole trees."""
+    return not (fetch.shallow or fetch.has_depth or fetch.filter_spec is not None)
+
+
+def _takes_suffix(fetch: Fetch) -> bool:
+    """Whether what came later can go as it lies: thin, with offset deltas."""
+    return _is_full(fetch) and fetch.thin_pack and fetch.ofs_delta and not fetch.wants_nothing

@@ -1,0 +1,93 @@
+"""What a plan is told of a mirror."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from goblet_node.errors import ProtocolError
+from goblet_node.mirror.disk import Disk
+from goblet_node.mirror.store import MirrorStore
+from goblet_node.serve.look import commit_named, look, tags_of
+from goblet_node.wire.refs import ObjectId, Ref
+from goblet_node.wire.requests import Fetch
+from goblet_shared.repo_key import RepoKey
+from goblet_testing.mirrors import blob_id, grow, heads
+
+KEY = RepoKey("example.org/one")
+ONE, TWO, THREE = b"one\n", b"two\n", b"three\n"
+NOWHERE = ObjectId(b"1" * 40)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[MirrorStore]:
+    store = MirrorStore(tmp_path, disk=Disk())
+    store.open()
+    yield store
+    store.close()
+
+
+def test_wants_are_found_with_the_segments_that_hold_them(store: MirrorStore) -> None:
+    grow(store, KEY, heads(a=ONE), [ONE])
+    mirror = grow(store, KEY, heads(a=ONE, b=TWO), [TWO])
+    first = look(mirror, Fetch(wants=(blob_id(ONE),)))
+    assert (first.reach, first.unknown) == (1, frozenset())
+    assert [generation.segments for generation in first.within] == [1]
+    both = look(mirror, Fetch(wants=(blob_id(ONE), blob_id(TWO))))
+    assert both.reach == 2
+    assert [generation.segments for generation in both.within] == [2, 1]
+
+
+def test_what_is_not_here_is_unknown(store: MirrorStore) -> None:
+    mirror = grow(store, KEY, heads(a=ONE), [ONE])
+    facts = look(mirror, Fetch(wants=(blob_id(ONE), NOWHERE)))
+    assert facts.unknown == {NOWHERE}
+    assert look(mirror, Fetch(wants=(NOWHERE,))).reach == 0
+
+
+def test_a_client_with_all_tips_is_behind_the_newest_generation_it_holds(
+    store: MirrorStore,
+) -> None:
+    grow(store, KEY, heads(a=ONE), [ONE])
+    mirror = grow(store, KEY, heads(a=ONE, b=TWO), [TWO])
+    behind = look(mirror, Fetch(wants=(blob_id(TWO),), haves=(blob_id(ONE),))).behind
+    assert behind is not None
+    assert behind.generation.segments == 1
+    assert behind.is_asked_for
+    elsewhere = look(mirror, Fetch(wants=(blob_id(ONE),), haves=(blob_id(ONE),))).behind
+    assert elsewhere is not None
+    assert not elsewhere.is_asked_for
+    assert look(mirror, Fetch(wants=(blob_id(TWO),), haves=(NOWHERE,))).behind is None
+
+
+def test_nobody_is_behind_a_log_with_orphans(store: MirrorStore) -> None:
+    grow(store, KEY, heads(a=ONE, b=TWO), [ONE, TWO])
+    mirror = grow(store, KEY, heads(a=ONE, c=THREE), [THREE])
+    assert not mirror.current.is_clean
+    haves = (blob_id(ONE), blob_id(TWO))
+    assert look(mirror, Fetch(wants=(blob_id(THREE),), haves=haves)).behind is None
+
+
+def test_a_tag_is_held_by_whoever_names_what_it_peels_to() -> None:
+    tag = Ref(name=b"refs/tags/v1", oid=blob_id(TWO), peeled=blob_id(ONE))
+    light = Ref(name=b"refs/tags/light", oid=blob_id(ONE))
+    assert tags_of([tag, light]) == ((blob_id(TWO), blob_id(ONE)),)
+
+
+@pytest.mark.parametrize("name", [b"v1", b"tags/v1", b"refs/tags/v1"])
+def test_a_ref_is_found_where_git_looks_for_it_and_peeled(name: bytes) -> None:
+    refs = [Ref(name=b"refs/tags/v1", oid=blob_id(TWO), peeled=blob_id(ONE))]
+    assert commit_named(name, refs) == blob_id(ONE)
+
+
+def test_a_tag_goes_before_a_branch_of_its_name() -> None:
+    refs = [
+        Ref(name=b"refs/heads/v1", oid=blob_id(TWO)),
+        Ref(name=b"refs/tags/v1", oid=blob_id(ONE)),
+    ]
+    assert commit_named(b"v1", refs) == blob_id(ONE)
+
+
+def test_a_name_that_no_ref_has_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="deepen-not is not a ref: 'v2'"):
+        commit_named(b"v2", [])

@@ -1,0 +1,242 @@
+"""Refreshes of a mirror from a real origin, into a real store, through a real worker."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+
+from goblet_node.errors import UpstreamError
+from goblet_node.fill.hosts import Upstreams
+from goblet_node.fill.refresh import Refresher
+from goblet_node.fill.refs import RefsDesk
+from goblet_node.fill.upstream import Grant, Upstream
+from goblet_node.metrics import NodeMetrics
+from goblet_node.mirror.disk import Disk
+from goblet_node.mirror.log import Mirror
+from goblet_node.mirror.store import MirrorStore
+from goblet_node.wire.refs import ObjectId
+from goblet_shared.git_route import parse_target
+from goblet_testing import repos
+from goblet_testing.faults_on_cue import Fault
+from goblet_testing.gitcli import git, refs_of
+from goblet_testing.origin import Origin
+
+pytestmark = pytest.mark.slow
+
+REPO = "org/repo"
+
+
+class House:
+    """A refresher with all that it needs, and a grant for one repository."""
+
+    def __init__(
+        self, origin: Origin, store: MirrorStore, refresher: Refresher, grant: Grant
+    ) -> None:
+        self.origin = origin
+        self.repo = origin.root / f"{REPO}.git"
+        self.store = store
+        self.refresher = refresher
+        self.grant = grant
+
+    @property
+    def mirror(self) -> Mirror:
+        mirror = self.store.get(self.grant.key)
+        assert mirror is not None
+        return mirror
+
+    async def refresh(self) -> None:
+        """Start a refresh and wait for its end; raise what it failed with."""
+        refresh = self.refresher.start(self.grant)
+        assert refresh is not None
+        await refresh.ended.wait()
+        if refresh.error is not None:
+            raise refresh.error
+
+    def holds_what_the_origin_has(self) -> bool:
+        truth = refs_of(self.origin.url_of(REPO))
+        held = {ref.name.decode(): ref.oid.decode() for ref in self.mirror.refs if ref.oid}
+        return held == {name: oid for name, oid in truth.items() if not name.endswith("^{}")}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return repos.make_repo(tmp_path_factory.mktemp("template") / "repo.git", commits=20)
+
+
+@pytest.fixture
+def origin(template: Path, tmp_path: Path) -> Iterator[Origin]:
+    shutil.copytree(template, tmp_path / "root" / f"{REPO}.git")
+    with Origin(tmp_path / "root") as origin:
+        yield origin
+
+
+@asynccontextmanager
+async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
+    """Put a refresher together as the command line does."""
+    metrics = NodeMetrics(CollectorRegistry())
+    store = MirrorStore(directory / "cache", disk=Disk())
+    store.open()
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None)) as client,
+        trio.open_nursery() as nursery,
+    ):
+        upstream = Upstream(
+            client=client,
+            hosts=Upstreams(allowed=(), mapped={"origin.test": origin.url}),
+            question_timeout=10,
+            first_byte_timeout=10,
+            idle_timeout=10,
+            agent="goblet/test",
+            metrics=metrics,
+        )
+        refresher = Refresher(
+            store=store,
+            upstream=upstream,
+            desk=RefsDesk(upstream=upstream, nursery=nursery),
+            nursery=nursery,
+            workers=anyio.CapacityLimiter(1),
+            retry_after_failure=30,
+            max_object_bytes=1 << 30,
+            metrics=metrics,
+        )
+        route = parse_target(
+            method="GET",
+            raw_path=f"/origin.test/{REPO}.git/info/refs".encode(),
+            query=b"service=git-upload-pack",
+        )
+        yield House(origin, store, refresher, await upstream.may_read(route, None))
+        nursery.cancel_scope.cancel()
+    store.close()
+
+
+async def test_a_mirror_follows_its_origin(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+        repos.commit(house.repo, files={"new": "new\n"})
+        repos.add_tag(house.repo, "v9")
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+        assert len(house.mirror.segments) == 2
+        assert house.mirror.current.is_clean
+        repos.force_push(house.repo)
+        repos.delete_branch(house.repo, "side/0")
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+        assert not house.mirror.current.is_clean
+
+
+async def test_what_is_known_is_not_sent_again(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        whole = house.mirror.segments[0].objects
+        repos.commit(house.repo, files={"new": "new\n"})
+        await house.refresh()
+        assert house.mirror.segments[1].objects == 3 < whole
+        packs = len(origin.packs())
+        git("branch", "again", "main", cwd=house.repo)  # a new name for a known commit
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+        assert len(origin.packs()) == packs
+        assert len(house.mirror.segments) == 2
+
+
+async def test_many_refreshes_at_once_are_one(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path) as house:
+        origin.hold_fetches()
+        first = house.refresher.start(house.grant)
+        assert first is not None
+        await origin.until_held(1)
+        assert all(house.refresher.start(house.grant) is first for _ in range(5))
+        origin.release()
+        await first.ended.wait()
+        assert house.refresher.flying(house.grant.key) is None
+        assert len(origin.packs()) == 1
+
+
+async def test_a_refresh_that_fails_leaves_the_mirror_and_is_not_tried_again_at_once(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        before = house.mirror
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.misbehave(Fault(cut_after=100), kind="fetch")
+        with pytest.raises(UpstreamError):
+            await house.refresh()
+        assert house.mirror is before
+        assert house.refresher.start(house.grant) is None
+        assert list((tmp_path / "cache/scratch").iterdir()) == []
+
+
+async def test_a_pack_that_upstream_damaged_is_not_taken_in(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        before = house.mirror
+        origin.misbehave(Fault(corrupt_pack_at=40), kind="fetch")
+        repos.commit(house.repo, files={"new": "new\n"})
+        with pytest.raises(UpstreamError):
+            await house.refresh()
+        assert house.mirror is before
+
+
+async def test_an_object_is_brought_by_its_name_and_counts_as_an_orphan(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        oid = ObjectId(repos.commit(house.repo, "pull", files={"x": "x\n"}, parent="main").encode())
+        git("update-ref", "refs/pull/1/head", oid.decode(), cwd=house.repo)
+        repos.delete_branch(house.repo, "pull")
+        await house.refresh()
+        assert house.mirror.missing([oid]) == [oid]
+        await house.refresher.bring(house.grant, [oid])
+        assert house.mirror.missing([oid]) == []
+        assert house.mirror.current.orphans == (oid,)
+        git("branch", "pull", oid.decode(), cwd=house.repo)
+        await house.refresh()
+        assert house.mirror.current.is_clean
+
+
+async def test_what_nobody_has_cannot_be_brought_and_holds_nothing_back(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        with pytest.raises(UpstreamError, match="not our ref"):
+            await house.refresher.bring(house.grant, [ObjectId(b"1" * 40)])
+        repos.commit(house.repo, files={"new": "new\n"})
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+
+
+async def test_what_a_client_was_told_is_what_a_cold_fetch_asks_for(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """Somebody pushes between a client's ls-refs and its fetch."""
+    async with housing(origin, tmp_path) as house:
+        told = await house.refresher._desk.ask(house.grant, None)
+        await house.refresher.heard(house.grant, told)
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.clear_log()
+        await house.refresh()
+        assert [seen.kind for seen in origin.log] == ["fetch"]
+        assert house.mirror.tips == {ref.oid for ref in told if ref.oid}
+
+
+async def test_a_stopping_node_ends_its_refreshes(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path) as house:
+        origin.misbehave(Fault(stall_after=1000), kind="fetch")
+        refresh = house.refresher.start(house.grant)
+        assert refresh is not None
+        await origin.until_held(1)
+    assert refresh.ended.is_set()
+    assert refresh.spool is not None
+    assert refresh.spool.error is not None
+    assert list((tmp_path / "cache/scratch").iterdir()) == []
+    origin.behave()
