@@ -95,6 +95,9 @@ class LogReader:
             if len(chain) > len(self.table):
                 raise MirrorDamaged(f"{self._named(row)} is a delta on itself")
         for delta in reversed(deltas):
+            # Every link is kept, not the end alone: a walk through a file's versions
+            # would otherwise resolve the chain from its root for each of them.
+            self._cache.keep(chain.pop(), content)
             content = self._applied(row, content, delta)
         if len(content) != int(self.table.column("size")[row]):
             raise MirrorDamaged(f"{self._named(row)} is not of the size that its table states")
