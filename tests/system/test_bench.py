@@ -38,3 +38,11 @@ def test_the_memory_bench_prints_one_line_that_names_every_main_process() -> Non
     assert {"router", "goblet-1", "goblet-2"} <= set(measured["peak_rss_mb"])
     assert measured["max_rss_mb"] > 10
     assert measured["packs_cold"] == 1
+
+
+def test_a_selected_answer_is_measured_beside_gits() -> None:
+    """The smallest run: every request answered by both, with the same objects."""
+    line = json.loads(run_bench("selected.py", "--commits", "250", "-n", "1").stdout)
+    assert set(line["answers"]) >= {"full clone", "one behind", "depth 1", "blob:none"}
+    for answer in line["answers"].values():
+        assert answer["goblet"]["objects"] == answer["git_with_bitmaps"]["objects"]
