@@ -10,8 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
+import trio
+
 from goblet_node.access import Access
-from goblet_node.body import BadEncoding, ClientGone, read_body
+from goblet_node.body import BadEncoding, Bodies, ClientGone, TooManyBodies
 from goblet_node.errors import ProtocolError, UpstreamError
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.refs import RefsDesk, question_for
@@ -24,7 +26,7 @@ from goblet_node.wire import v0, v2
 from goblet_node.wire.answers import Dialect, V2Dialect
 from goblet_node.wire.pktline import encode_error
 from goblet_node.wire.requests import Fetch, LsRefs
-from goblet_shared import asgi, contract
+from goblet_shared import asgi, contract, repo_key
 from goblet_shared.errors import BadRequest, GobletError
 from goblet_shared.git_route import Endpoint, Route, is_own, parse_target
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 KNOWN_FEATURES = ("shallow", "wait-for-done", "filter")
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PROBE = b"0000"
+# Bodies from here on are read in a thread, 10 ms at the least: others must not wait.
+PARSED_AT_ONCE = 256 * 1024
 
 
 class NotServed(BadRequest):
@@ -58,7 +62,7 @@ class Node:
         upstream: Upstream,
         metrics: NodeMetrics,
         own: asgi.ASGIApp,
-        max_request_bytes: int,
+        bodies: Bodies,
     ) -> None:
         """Answer what git_route does not know with `own`."""
         self._name = name
@@ -70,7 +74,7 @@ class Node:
         self._upstream = upstream
         self._metrics = metrics
         self._own = own
-        self._max_request_bytes = max_request_bytes
+        self._bodies = bodies
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request; every exception ends here."""
@@ -103,7 +107,7 @@ class Node:
         log.info(
             "method=%s key=%s endpoint=%s status=%s bytes=%d seconds=%.3f cache=%s id=%s%s%s",
             scope["method"],
-            route.key if route is not None else "-",
+            _shown(route),
             endpoint,
             reply.status or "-",
             reply.sent,
@@ -127,6 +131,23 @@ class Node:
         credential = asgi.header(scope, b"authorization")
         authorization = credential.decode("latin-1") if credential is not None else None
         grant = await self._access.check(route, authorization)
+        try:
+            await self._serve(route, grant, scope, receive, reply)
+        except Refused:
+            # Upstream changed its mind: what was remembered of it is not true any more.
+            self._access.forget(route, authorization)
+            raise
+        if reply.status in (401, 403, 404):
+            self._access.forget(route, authorization)
+
+    async def _serve(
+        self,
+        route: Route,
+        grant: Grant,
+        scope: asgi.Scope,
+        receive: asgi.Receive,
+        reply: Reply,
+    ) -> None:
         if route.endpoint is Endpoint.INFO_REFS:
             await _while_there(receive, lambda: self._info_refs(grant, scope, reply))
             return
@@ -134,14 +155,9 @@ class Node:
         kind = asgi.header(scope, b"content-type")
         if kind != POST_TYPE.encode():
             raise BadEncoding(f"content-type {kind!r} is not that of a git request")
-        body = await read_body(
-            receive,
-            encoding=asgi.header(scope, b"content-encoding"),
-            limit=self._max_request_bytes,
-        )
-        await _while_there(receive, lambda: self._upload_pack(grant, body, scope, reply))
-        if reply.status in (401, 403, 404):
-            self._access.forget(route, authorization)
+        encoding = asgi.header(scope, b"content-encoding")
+        async with self._bodies.reading(receive, encoding=encoding) as body:
+            await _while_there(receive, lambda: self._upload_pack(grant, body, scope, reply))
 
     async def _info_refs(self, grant: Grant, scope: asgi.Scope, reply: Reply) -> None:
         if not grant.can_be_mirrored:
@@ -185,12 +201,11 @@ class Node:
             reply.note = "another protocol or object format"
             await self._answerer.forward(body, passed, grant, reply)
             return
-        request: LsRefs | Fetch
-        dialect: Dialect = V2Dialect()
-        if _version(scope) == 2:
-            request = v2.parse_request(body)
+        parse = _parse_v2 if _version(scope) == 2 else v0.parse_request
+        if len(body) < PARSED_AT_ONCE:
+            request, dialect = parse(body)
         else:
-            request, dialect = v0.parse_request(body)
+            request, dialect = await trio.to_thread.run_sync(parse, body)
         if request.object_format != "sha1":
             raise ProtocolError("this repository names its objects with sha1")
         if isinstance(request, LsRefs):
@@ -237,7 +252,12 @@ async def _while_there(receive: asgi.Receive, answer: Callable[[], Awaitable[Non
 
 
 def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:
-    return [(b"retry-after", b"5")] if isinstance(exc, UpstreamError) else []
+    is_passing = isinstance(exc, UpstreamError | TooManyBodies)
+    return [(b"retry-after", b"5")] if is_passing else []
+
+
+def _parse_v2(body: bytes) -> tuple[LsRefs | Fetch, Dialect]:
+    return v2.parse_request(body), V2Dialect()
 
 
 def _version(scope: asgi.Scope) -> int:
@@ -249,6 +269,13 @@ def _version(scope: asgi.Scope) -> int:
 def _passed_on(scope: asgi.Scope, names: Sequence[bytes]) -> dict[str, str]:
     found = ((name, asgi.header(scope, name)) for name in names)
     return {name.decode(): value.decode("latin-1") for name, value in found if value is not None}
+
+
+def _shown(route: Route | None) -> str:
+    """Return a repository for the log, percent-encoded: a space in it forges no field."""
+    if route is None:
+        return "-"
+    return f"{repo_key.host_of(route.key)}/{repo_key.url_path(route.key)}"
 
 
 def _new_request_id() -> bytes:

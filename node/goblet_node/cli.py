@@ -16,8 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from goblet_node.access import Access
 from goblet_node.app import Node
+from goblet_node.body import Bodies
 from goblet_node.config import NodeSettings
+from goblet_node.fill.connections import open_client
 from goblet_node.fill.hosts import Upstreams
+from goblet_node.fill.receive import Receiver
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.refs import RefsDesk
 from goblet_node.fill.upstream import Upstream
@@ -115,11 +118,16 @@ async def run(settings: NodeSettings) -> None:
     store = MirrorStore(settings.cache_root, disk=Disk())
     await trio.to_thread.run_sync(store.open)
     try:
-        async with _client(settings) as client, trio.open_nursery() as nursery:
+        async with (
+            _client(settings) as questions,
+            _client(settings) as packs,
+            trio.open_nursery() as nursery,
+        ):
             stop = trio.Event()
             await nursery.start(stop_on_signals, stop)
             upstream = Upstream(
-                client=client,
+                questions=questions,
+                packs=packs,
                 hosts=Upstreams(allowed=settings.allow_host, mapped=settings.upstream),
                 question_timeout=settings.question_seconds,
                 first_byte_timeout=settings.first_byte_seconds,
@@ -152,12 +160,16 @@ def _node(
     desk = RefsDesk(upstream=upstream, nursery=nursery)
     refresher = Refresher(
         store=store,
-        upstream=upstream,
+        receiver=Receiver(
+            store=store,
+            upstream=upstream,
+            workers=anyio.CapacityLimiter(settings.workers),
+            max_object_bytes=settings.max_object_bytes,
+            metrics=metrics,
+        ),
         desk=desk,
         nursery=nursery,
-        workers=anyio.CapacityLimiter(settings.workers),
         retry_after_failure=settings.retry_refresh_seconds,
-        max_object_bytes=settings.max_object_bytes,
         metrics=metrics,
     )
     metrics.count_mirrors_with(lambda: len(store.keys()))
@@ -191,24 +203,21 @@ def _node(
                 "mirrors": len(store.keys()),
             },
         ),
-        max_request_bytes=settings.max_request_bytes,
+        bodies=Bodies(
+            limit=settings.max_request_bytes,
+            budget=settings.max_bodies_bytes,
+            idle=settings.body_idle_seconds,
+        ),
     )
 
 
 def _client(settings: NodeSettings) -> httpx.AsyncClient:
-    most = settings.upstream_connections
-    return httpx.AsyncClient(
-        trust_env=False,  # a proxy or .netrc of the machine must not meet callers' credentials
+    return open_client(
+        most=settings.upstream_connections,
         proxy=settings.upstream_proxy,
-        follow_redirects=False,
-        # httpcore counts all connections against the keep-alive limit: keep them equal.
-        limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-        timeout=httpx.Timeout(
-            connect=settings.connect_seconds,
-            read=None,  # bounded by Upstream, around each question and each chunk
-            write=settings.idle_seconds,
-            pool=settings.first_byte_seconds,
-        ),
+        connect_timeout=settings.connect_seconds,
+        write_timeout=settings.idle_seconds,
+        pool_timeout=settings.first_byte_seconds,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from goblet_node.fill.connections import is_proxy_url
 from goblet_node.fill.hosts import BadUpstream, Upstreams
 from goblet_shared import contract
 from goblet_shared.settings import ProcessSettings
@@ -43,7 +44,9 @@ class NodeSettings(ProcessSettings):
     )
     upstream_proxy: str | None = Field(
         None,
-        description="The HTTP proxy to reach upstreams through. Proxy variables of the "
+        repr=False,  # it may hold a password
+        description="The HTTP proxy to reach upstreams through, as http://HOST:PORT or "
+        "http://USER:PASSWORD@HOST:PORT; https:// if it speaks TLS. Proxy variables of the "
         "environment are not read.",
     )
     access_seconds: float = Field(
@@ -80,6 +83,14 @@ class NodeSettings(ProcessSettings):
     max_request_bytes: ByteSize = Field(
         ByteSize(64 * 1024 * 1024), description="The largest request body, decoded."
     )
+    max_bodies_bytes: ByteSize = Field(
+        default=ByteSize(512 * 1024 * 1024),
+        description="The most memory for the bodies of all requests together. Beyond it a "
+        "request is answered 503.",
+    )
+    body_idle_seconds: Seconds = Field(
+        default=30.0, description="The longest pause inside a request's body."
+    )
     max_object_bytes: ByteSize = Field(
         ByteSize(2 * 1024 * 1024 * 1024),
         description="The largest object that a mirror takes. A repository with a larger one is "
@@ -97,7 +108,10 @@ class NodeSettings(ProcessSettings):
         description="How many processes look at once for the objects that a fetch needs.",
     )
     upstream_connections: int = Field(
-        100, ge=1, description="The most connections to upstreams in all."
+        100,
+        ge=1,
+        description="The most connections to upstreams for packs and what else is passed on, "
+        "and as many again for access checks and refs.",
     )
     keep_alive_seconds: Seconds = Field(
         contract.NODE_KEEPALIVE,
@@ -115,6 +129,15 @@ class NodeSettings(ProcessSettings):
             raise ValueError("use letters, digits, dots, hyphens and underscores")
         return name
 
+    @field_validator("allow_host")
+    @classmethod
+    def _hosts_are_usable(cls, allowed: list[str]) -> list[str]:
+        try:
+            Upstreams(allowed=allowed, mapped={})
+        except BadUpstream as exc:
+            raise ValueError(str(exc)) from None
+        return allowed
+
     @field_validator("upstream")
     @classmethod
     def _upstreams_are_usable(cls, mapped: dict[str, str]) -> dict[str, str]:
@@ -123,6 +146,14 @@ class NodeSettings(ProcessSettings):
         except BadUpstream as exc:
             raise ValueError(str(exc)) from None
         return mapped
+
+    @field_validator("upstream_proxy")
+    @classmethod
+    def _proxy_is_usable(cls, proxy: str | None) -> str | None:
+        if proxy is not None and not is_proxy_url(proxy):
+            # Not repeated here: it may hold a password.
+            raise ValueError("want an http:// or https:// URL of a host, without a path")
+        return proxy
 
     @model_validator(mode="after")
     def _keeps_connections_longer_than_routers(self) -> "NodeSettings":

@@ -28,8 +28,7 @@ class NodeMetrics:
         )
         self.packs = Counter(
             "goblet_node_packs_total",
-            "Answers that carry a pack, by how they came about (the Goblet-Cache header). "
-            "A hit is one that caused no pack request upstream.",
+            "Answers that carry a pack, by how they came about (the Goblet-Cache header).",
             ["cache"],
             registry=registry,
         )

@@ -7,10 +7,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblet_node.body import BadEncoding, BodyTooLarge, ClientGone, read_body
+from goblet_node.body import (
+    BadEncoding,
+    Bodies,
+    BodyTooLarge,
+    BodyTooSlow,
+    ClientGone,
+    TooManyBodies,
+)
 from goblet_shared.asgi import Message
 from goblet_shared.errors import BadRequest
 
@@ -32,8 +40,11 @@ def receiving(pieces: list[bytes], *, gone: bool = False) -> Callable[[], Awaita
 
 
 def read(pieces: list[bytes], encoding: bytes | None = None, limit: int = 1000) -> bytes:
+    bodies = Bodies(limit=limit, budget=1 << 30, idle=10)
+
     async def main() -> bytes:
-        return await read_body(receiving(pieces), encoding=encoding, limit=limit)
+        async with bodies.reading(receiving(pieces), encoding=encoding) as body:
+            return body
 
     return trio.run(main)
 
@@ -83,6 +94,34 @@ def test_other_encodings_are_refused() -> None:
         read([b"x"], b"br")
 
 
+async def enter(bodies: Bodies, receive: Callable[[], Awaitable[Message]]) -> None:
+    """Read a body and be done with it."""
+    async with bodies.reading(receive, encoding=None):
+        pass
+
+
 async def test_a_client_that_leaves_is_noticed() -> None:
+    bodies = Bodies(limit=100, budget=100, idle=10)
     with pytest.raises(ClientGone):
-        await read_body(receiving([b"half"], gone=True), encoding=None, limit=100)
+        await enter(bodies, receiving([b"half"], gone=True))
+
+
+async def test_a_client_that_stops_sending_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def receive() -> Message:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with pytest.raises(BodyTooSlow):
+        await enter(Bodies(limit=100, budget=100, idle=10), receive)
+
+
+async def test_all_bodies_together_are_bounded_and_given_back() -> None:
+    bodies = Bodies(limit=100, budget=150, idle=10)
+    for _ in range(3):
+        async with bodies.reading(receiving([b"x" * 80]), encoding=None):
+            await enter(bodies, receiving([b"x" * 70]))
+            for gone in (True, False):
+                with pytest.raises(TooManyBodies):
+                    await enter(bodies, receiving([b"x" * 40, b"x" * 31], gone=gone))

@@ -44,6 +44,7 @@ ASKED = "https://github.com/org/repo"
         ("/new/name.git" + INFO_REFS, "https://github.com/new/name.git"),
         ("http://127.0.0.1:9000/x" + INFO_REFS, "http://127.0.0.1:9000/x"),
         ("https://git.example/elsewhere" + INFO_REFS, "https://git.example/elsewhere"),
+        ("/new/@name" + INFO_REFS, "https://github.com/new/@name"),
     ],
 )
 def test_a_redirect_within_the_list_is_followed(location: str, url: str) -> None:
@@ -59,6 +60,18 @@ def test_a_redirect_within_the_list_is_followed(location: str, url: str) -> None
         "https://user:secret@github.com/org/repo" + INFO_REFS,
         "https://github.com/login",
         "file:///etc/passwd",
+        # Whatever is appended to this base would be part of its query or fragment.
+        "https://github.com/a?x=" + INFO_REFS,
+        "https://github.com/a?" + INFO_REFS,
+        "https://github.com/a#" + INFO_REFS,
+        "https://@github.com/a" + INFO_REFS,
+        # Nothing that can be asked.
+        "https://github.com:99999/a" + INFO_REFS,
+        "https://github.com:x/a" + INFO_REFS,
+        "https://[::1" + INFO_REFS,
+        "https://github.com/a\x00b" + INFO_REFS,
+        "https://github.com/a\tb" + INFO_REFS,
+        "https://github.com/" + 70_000 * "a" + INFO_REFS,
     ],
 )
 def test_any_other_redirect_is_not(location: str) -> None:
@@ -67,7 +80,15 @@ def test_any_other_redirect_is_not(location: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://x", "https://", "https://user:hunter2@host", "https://host/?q", "https://host/#f"],
+    [
+        "ftp://x",
+        "https://",
+        "https://user:hunter2@host",
+        "https://host/?q",
+        "https://host/#f",
+        "https://user:hunter2@host:99999",
+        "https://[::1",
+    ],
 )
 def test_an_upstream_that_cannot_be_used_is_refused_without_its_secrets(url: str) -> None:
     with pytest.raises(BadUpstream) as refused:

@@ -8,7 +8,7 @@ import pytest
 from goblet_node.errors import ProtocolError
 from goblet_node.mirror.disk import Disk
 from goblet_node.mirror.store import MirrorStore
-from goblet_node.serve.look import commit_named, look, tags_of
+from goblet_node.serve.look import commits_named, look, tags_of
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_node.wire.requests import Fetch
 from goblet_shared.repo_key import RepoKey
@@ -60,6 +60,20 @@ def test_a_client_with_all_tips_is_behind_the_newest_generation_it_holds(
     assert look(mirror, Fetch(wants=(blob_id(TWO),), haves=(NOWHERE,))).behind is None
 
 
+def test_what_came_before_is_not_among_what_came_since(store: MirrorStore) -> None:
+    """A tag's object from before: its commit was named as held, it itself was not."""
+    tag = Ref(name=b"refs/tags/v1", oid=blob_id(THREE), peeled=blob_id(ONE))
+    grow(store, KEY, (*heads(a=ONE), tag), [ONE, THREE])
+    mirror = grow(store, KEY, (*heads(a=ONE, b=TWO), tag), [TWO])
+    wants = (blob_id(TWO), blob_id(THREE))
+    behind = look(mirror, Fetch(wants=wants, haves=(blob_id(ONE),))).behind
+    assert behind is not None
+    assert not behind.is_asked_for
+    behind = look(mirror, Fetch(wants=wants[:1], haves=(blob_id(ONE),))).behind
+    assert behind is not None
+    assert behind.is_asked_for
+
+
 def test_nobody_is_behind_a_log_with_orphans(store: MirrorStore) -> None:
     grow(store, KEY, heads(a=ONE, b=TWO), [ONE, TWO])
     mirror = grow(store, KEY, heads(a=ONE, c=THREE), [THREE])
@@ -77,7 +91,7 @@ def test_a_tag_is_held_by_whoever_names_what_it_peels_to() -> None:
 @pytest.mark.parametrize("name", [b"v1", b"tags/v1", b"refs/tags/v1"])
 def test_a_ref_is_found_where_git_looks_for_it_and_peeled(name: bytes) -> None:
     refs = [Ref(name=b"refs/tags/v1", oid=blob_id(TWO), peeled=blob_id(ONE))]
-    assert commit_named(name, refs) == blob_id(ONE)
+    assert commits_named([name], refs) == (blob_id(ONE),)
 
 
 def test_a_tag_goes_before_a_branch_of_its_name() -> None:
@@ -85,9 +99,9 @@ def test_a_tag_goes_before_a_branch_of_its_name() -> None:
         Ref(name=b"refs/heads/v1", oid=blob_id(TWO)),
         Ref(name=b"refs/tags/v1", oid=blob_id(ONE)),
     ]
-    assert commit_named(b"v1", refs) == blob_id(ONE)
+    assert commits_named([b"v1"], refs) == (blob_id(ONE),)
 
 
 def test_a_name_that_no_ref_has_is_refused() -> None:
     with pytest.raises(ProtocolError, match="deepen-not is not a ref: 'v2'"):
-        commit_named(b"v2", [])
+        commits_named([b"v2"], [])

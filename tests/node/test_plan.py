@@ -133,7 +133,17 @@ def test_an_unknown_want_is_refreshed_for_then_fetched_by_name_then_refused(fetc
     facts = held(unknown=frozenset({A, B}))
     assert planned(fetch, held=facts) == Refill()
     assert planned(fetch, held=facts, tried=Tried.REFRESH) == Bring(frozenset({A, B}))
-    assert planned(fetch, held=facts, tried=Tried.ALL) == Refuse(A)
+    assert planned(fetch, held=facts, tried=Tried.REFUSED) == Refuse(A)
+
+
+def test_what_could_not_be_had_for_another_reason_is_upstreams_to_answer() -> None:
+    facts = held(unknown=frozenset({A}))
+    assert isinstance(planned(held=facts, tried=Tried.ALL), Forward)
+
+
+def test_a_thousand_pull_requests_are_not_brought_one_by_one() -> None:
+    many = frozenset(ObjectId(b"%040x" % number) for number in range(1000))
+    assert isinstance(planned(held=held(unknown=many), tried=Tried.REFRESH), Forward)
 
 
 def test_a_cold_repository_is_filled_and_its_clones_follow() -> None:

@@ -11,8 +11,9 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from goblet_node.errors import UpstreamError
+from goblet_node.errors import MirrorDamaged, UpstreamError
 from goblet_node.fill.hosts import Upstreams
+from goblet_node.fill.receive import Receiver
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.refs import RefsDesk
 from goblet_node.fill.upstream import Grant, Upstream
@@ -59,9 +60,14 @@ class House:
             raise refresh.error
 
     def holds_what_the_origin_has(self) -> bool:
+        """Whether the mirror has the origin's heads and tags, and HEAD."""
         truth = refs_of(self.origin.url_of(REPO))
         held = {ref.name.decode(): ref.oid.decode() for ref in self.mirror.refs if ref.oid}
-        return held == {name: oid for name, oid in truth.items() if not name.endswith("^{}")}
+        return held == {
+            name: oid
+            for name, oid in truth.items()
+            if not (name.endswith("^{}") or name.startswith("refs/pull/"))
+        }
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,8 @@ async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
         trio.open_nursery() as nursery,
     ):
         upstream = Upstream(
-            client=client,
+            questions=client,
+            packs=client,
             hosts=Upstreams(allowed=(), mapped={"origin.test": origin.url}),
             question_timeout=10,
             first_byte_timeout=10,
@@ -97,12 +104,16 @@ async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
         )
         refresher = Refresher(
             store=store,
-            upstream=upstream,
+            receiver=Receiver(
+                store=store,
+                upstream=upstream,
+                workers=anyio.CapacityLimiter(1),
+                max_object_bytes=1 << 30,
+                metrics=metrics,
+            ),
             desk=RefsDesk(upstream=upstream, nursery=nursery),
             nursery=nursery,
-            workers=anyio.CapacityLimiter(1),
             retry_after_failure=30,
-            max_object_bytes=1 << 30,
             metrics=metrics,
         )
         route = parse_target(
@@ -212,6 +223,41 @@ async def test_what_nobody_has_cannot_be_brought_and_holds_nothing_back(
             await house.refresher.bring(house.grant, [ObjectId(b"1" * 40)])
         repos.commit(house.repo, files={"new": "new\n"})
         await house.refresh()
+        assert house.holds_what_the_origin_has()
+
+
+async def test_a_refresh_and_a_bring_at_once_are_taken_in_one_on_top_of_the_other(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        oid = ObjectId(repos.commit(house.repo, "pull", files={"x": "x\n"}, parent="main").encode())
+        git("update-ref", "refs/pull/1/head", oid.decode(), cwd=house.repo)
+        repos.delete_branch(house.repo, "pull")
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.hold_fetches()
+        async with trio.open_nursery() as both:
+            both.start_soon(house.refresh)
+            both.start_soon(house.refresher.bring, house.grant, [oid])
+            await origin.until_held(2)
+            origin.release()
+        assert house.holds_what_the_origin_has()
+        assert house.mirror.missing([oid]) == []
+        assert len(house.mirror.segments) == 3
+
+
+async def test_a_damaged_mirror_is_dropped_and_its_successor_is_not(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """A slow reader of the old log meets the damage after the new one was filled."""
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        old = house.mirror
+        await house.refresher.drop(old, MirrorDamaged("seen"))
+        assert house.store.get(house.grant.key) is None
+        repos.commit(house.repo, files={"new": "new\n"})
+        await house.refresh()
+        await house.refresher.drop(old, MirrorDamaged("seen late"))
         assert house.holds_what_the_origin_has()
 
 

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblet_node.fill.refs import MIRRORED, mirrored, question_for, tips_of
+from goblet_node.fill.refs import MIRRORED, mirrored, question_for
+from goblet_node.mirror.refs import tips
 from goblet_node.wire.refs import ObjectId, Ref
 
 
@@ -46,9 +47,9 @@ def test_equal_listings_in_any_order_are_equal_mirrors() -> None:
     ]
     assert mirrored(refs) == mirrored(reversed(refs))
     assert [ref.name for ref in mirrored(refs)] == [b"HEAD", b"refs/heads/main", b"refs/tags/v1"]
-    assert tips_of(mirrored(refs)) == {oid("1"), oid("2")}
+    assert tips(mirrored(refs)) == {oid("1"), oid("2")}
 
 
 def test_an_unborn_head_is_no_tip() -> None:
     head = Ref(name=b"HEAD", oid=None, symref_target=b"refs/heads/main")
-    assert tips_of(mirrored([head])) == frozenset()
+    assert tips(mirrored([head])) == frozenset()

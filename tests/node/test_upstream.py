@@ -1,26 +1,31 @@
 """What a node asks of a real origin, and what it makes of answers that are wrong."""
 
+import gzip
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
 from goblet_node.errors import UpstreamError, UpstreamTooSlow
-from goblet_node.fill.hosts import Upstreams
+from goblet_node.fill.connections import open_client
+from goblet_node.fill.hosts import INFO_REFS, Upstreams
 from goblet_node.fill.upstream import Grant, Refused, Upstream
 from goblet_node.metrics import NodeMetrics
+from goblet_node.wire import v2_client
 from goblet_node.wire.fetch_reader import PackData
+from goblet_node.wire.pktline import encode
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route, parse_target
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
 from goblet_testing.gitcli import git, refs_of
 from goblet_testing.origin import Origin
+from goblet_testing.unruly import Conduct, Line, Seen, UnrulyNode, answer, head, unruly_node
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +46,23 @@ def origin(template: Path, tmp_path: Path) -> Iterator[Origin]:
 
 
 @asynccontextmanager
-async def asking(origin: Origin, *, seconds: float = 10.0) -> AsyncIterator[Upstream]:
+async def asking(
+    origin: Origin | UnrulyNode, *, seconds: float = 10.0, most: int = 10, path: str = ""
+) -> AsyncIterator[Upstream]:
     """An upstream client of this origin, all of whose limits are `seconds`."""
-    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None)) as client:
+    open_one = partial(
+        open_client,
+        most=most,
+        proxy=None,
+        connect_timeout=seconds,
+        write_timeout=seconds,
+        pool_timeout=seconds,
+    )
+    async with open_one() as questions, open_one() as packs:
         yield Upstream(
-            client=client,
-            hosts=Upstreams(allowed=(), mapped={"origin.test": origin.url}),
+            questions=questions,
+            packs=packs,
+            hosts=Upstreams(allowed=(), mapped={"origin.test": origin.url + path}),
             question_timeout=seconds,
             first_byte_timeout=seconds,
             idle_timeout=seconds,
@@ -181,3 +197,204 @@ async def test_questions_are_counted_by_their_outcome(origin: Origin) -> None:
     name = "goblet_node_upstream_requests_total"
     assert counted(name, {"question": "access", "outcome": "refused"}) == 1
     assert counted(name, {"question": "access", "outcome": "answered"}) == 1
+
+
+async def test_clients_that_stall_forwarded_answers_hold_up_no_access_check(
+    origin: Origin,
+) -> None:
+    async with asking(origin, most=1, seconds=2.0) as upstream:
+        grant = await upstream.may_read(route(), None)
+        refs = await upstream.ls_refs(grant, None)
+        wants = sorted({ref.oid for ref in refs if ref.oid})
+        body = v2_client.encode_fetch_request(wants=wants, haves=(), agent="git/test")
+        headers = {"git-protocol": "version=2"}
+        async with upstream.forward_post(grant, body, headers) as unread:
+            assert unread.status == 200
+            assert await upstream.may_read(route(), None) == grant
+            assert await upstream.ls_refs(grant, None) == refs
+            await unread.body.aclose()
+        async with upstream.forward_info_refs(grant, {}) as unread:
+            assert await upstream.may_read(route(), None) == grant
+            await unread.body.aclose()
+
+
+# From here on the origin is unruly: no git, but bytes that no git would send.
+
+ADVERTISEMENT = encode(b"version 2\n") + encode(b"ls-refs\n") + encode(b"fetch\n") + b"0000"
+POSTED = "POST /org/repo.git/git-upload-pack"
+
+
+def telling(conducts: dict[str, Conduct]) -> Conduct:
+    """Advertise version 2, and do to POSTs what `conducts` says of the first word in them."""
+
+    async def conduct(seen: Seen, line: Line) -> None:
+        if seen.method == "GET":
+            await answer(ADVERTISEMENT)(seen, line)
+            return
+        command = "ls-refs" if b"command=ls-refs" in seen.body else "fetch"
+        await conducts.get(command, answer(b"0000"))(seen, line)
+
+    return conduct
+
+
+async def fetch_one(upstream: Upstream, grant: Grant) -> None:
+    async with aclosing(upstream.fetch(grant, wants=[ObjectId(b"1" * 40)], haves=())) as events:
+        async for _ in events:
+            pass
+
+
+async def test_our_own_questions_ask_for_answers_as_they_are() -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({})
+        grant = await upstream.may_read(route(), None)
+        await upstream.ls_refs(grant, None)
+        with pytest.raises(UpstreamError):
+            await fetch_one(upstream, grant)
+    assert [seen.header("accept-encoding") for seen in node.seen] == ["identity"] * 3
+
+
+@pytest.mark.parametrize("question", ["info-refs", "ls-refs", "fetch"])
+async def test_an_encoded_answer_to_our_own_question_is_refused(question: str) -> None:
+    sealed = {"Content-Encoding": "gzip"}
+    asked: dict[str, Callable[[Upstream, Grant], Awaitable[object]]] = {
+        "info-refs": lambda upstream, grant: upstream.may_read(route(), None),
+        "ls-refs": lambda upstream, grant: upstream.ls_refs(grant, None),
+        "fetch": fetch_one,
+    }
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({})
+        grant = await upstream.may_read(route(), None)
+        body = ADVERTISEMENT if question == "info-refs" else b"0000"
+        node.conduct = answer(gzip.compress(body), headers=sealed)
+        with pytest.raises(UpstreamError, match="content-encoding 'gzip'"):
+            await asked[question](upstream, grant)
+
+
+async def test_a_forwarded_answer_stays_encoded() -> None:
+    page = gzip.compress(ADVERTISEMENT)
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({})
+        grant = await upstream.may_read(route(), None)
+        node.conduct = answer(page, headers={"Content-Encoding": "gzip"})
+        async with upstream.forward_info_refs(grant, {"accept-encoding": "gzip"}) as forwarded:
+            assert b"".join([chunk async for chunk in forwarded.body]) == page
+            assert dict(forwarded.headers)[b"content-encoding"] == b"gzip"
+    assert node.seen[-1].header("accept-encoding") == "gzip"
+
+
+async def test_a_refusal_keeps_its_status_if_its_words_are_encoded() -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = answer(
+            gzip.compress(b"go away"),
+            status="401 Unauthorized",
+            headers={"Content-Encoding": "gzip", "WWW-Authenticate": "Basic"},
+        )
+        with pytest.raises(Refused) as refused:
+            await upstream.may_read(route(), None)
+    assert (refused.value.status, refused.value.body) == (401, b"")
+    assert refused.value.headers == ((b"www-authenticate", b"Basic"),)
+
+
+async def test_a_refused_fetch_that_is_cut_is_an_upstream_error() -> None:
+    async def cut(_: Seen, line: Line) -> None:
+        await line.send(head("403 Forbidden", {"Content-Length": "100"}) + b"because")
+        await line.stream.aclose()
+
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({"fetch": cut})
+        grant = await upstream.may_read(route(), None)
+        with pytest.raises(UpstreamError, match="could not be asked"):
+            await fetch_one(upstream, grant)
+
+
+async def test_headers_go_upstream_byte_for_byte() -> None:
+    """As ASGI decodes them: a character for each byte."""
+    typed = "Bearer gär".encode().decode("latin-1")
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({})
+        grant = await upstream.may_read(route(), typed)
+        async with upstream.forward_post(grant, b"0000", {"accept": typed}) as forwarded:
+            assert forwarded.status == 200
+            await forwarded.body.aclose()
+        async with upstream.forward_info_refs(grant, {"accept": typed}) as forwarded:
+            assert forwarded.status == 200
+            await forwarded.body.aclose()
+    assert [seen.header("authorization") for seen in node.seen] == ["Bearer gär"] * 3
+    assert [seen.header("accept") for seen in node.seen] == ["*/*", "Bearer gär", "Bearer gär"]
+
+
+async def test_no_callers_cookie_goes_with_anothers_question() -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = answer(ADVERTISEMENT, headers={"Set-Cookie": "session=alice; Path=/"})
+        await upstream.may_read(route(), ALICE)
+        await upstream.may_read(route(), None)
+    assert [seen.header("cookie") for seen in node.seen] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://127.0.0.1:99999/a" + INFO_REFS,
+        "https://[::1" + INFO_REFS,
+        "/a\tb" + INFO_REFS,
+        "/" + 70_000 * "a" + INFO_REFS,
+        "/a?x=" + INFO_REFS,
+    ],
+    ids=["port", "address", "tab", "long", "query"],
+)
+async def test_a_redirect_that_leads_nowhere_is_an_upstream_error(location: str) -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = answer(b"", status="301 Moved", headers={"Location": location})
+        with pytest.raises(UpstreamError):
+            await upstream.may_read(route(), None)
+    assert len(node.seen) == 1
+
+
+async def test_a_url_that_httpx_refuses_is_an_upstream_error() -> None:
+    async with unruly_node() as node, asking(node, path="/a\x01") as upstream:
+        with pytest.raises(UpstreamError, match="cannot be asked"):
+            await upstream.may_read(route(), None)
+
+
+async def test_a_redirect_to_nowhere_is_told_by_its_status() -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = answer(b"", status="304 Not Modified")
+        with pytest.raises(UpstreamError, match="answered 304"):
+            await upstream.may_read(route(), None)
+
+
+@pytest.mark.parametrize("status", ["101 Switching", "302 Found", "304 Not Modified"])
+async def test_a_forwarded_answer_that_git_cannot_use_is_an_upstream_error(status: str) -> None:
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = telling({})
+        grant = await upstream.may_read(route(), None)
+        node.conduct = answer(b"", status=status, headers={"Location": "/b" + INFO_REFS})
+        with pytest.raises(UpstreamError) as post:
+            async with upstream.forward_post(grant, b"0000", {}):
+                pass
+        with pytest.raises(UpstreamError) as get:
+            async with upstream.forward_info_refs(grant, {}):
+                pass
+    assert post.value.status == get.value.status == 502
+
+
+async def test_a_question_lost_on_a_kept_connection_is_asked_again() -> None:
+    """As when the host closes the connection while the question is on its way."""
+    lost: list[str] = []
+
+    async def forgetful(seen: Seen, line: Line) -> None:
+        if seen.nth_on_connection > 1 and len(lost) < 3:
+            lost.append(f"{seen.method} {seen.target}")
+            await line.stream.aclose()
+        else:
+            await telling({})(seen, line)
+
+    async with unruly_node() as node, asking(node) as upstream:
+        node.conduct = forgetful
+        grant = await upstream.may_read(route(), None)
+        assert await upstream.may_read(route(), None) == grant
+        assert await upstream.ls_refs(grant, None) == ()
+        for _ in range(2):
+            async with upstream.forward_post(grant, b"0000", {}) as forwarded:
+                assert b"".join([chunk async for chunk in forwarded.body]) == b"0000"
+    assert lost == ["GET /org/repo.git" + INFO_REFS, POSTED, POSTED]

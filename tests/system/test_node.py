@@ -174,6 +174,67 @@ def test_who_holds_all_tips_gets_the_segments_that_came_since(bench: Bench, tmp_
     assert git("rev-parse", "origin/main", cwd=dest).stdout == f"{repos.oid_of(repo, 'main')}\n"
 
 
+def test_a_tag_on_a_commit_that_the_client_has_is_fetched(bench: Bench, tmp_path: Path) -> None:
+    """The client holds all that the tag reaches, and not the tag."""
+    name = "org/tagged-later"
+    repo = repos.make_repo(bench.origin.root / f"{name}.git", tags=0)
+    dest = clone(bench.url(name), tmp_path / "clone")
+    bare = clone(bench.url(name), tmp_path / "bare", "--no-tags")
+    bench.wait_mirrored(name)
+    repos.add_tag(repo, "v1")
+    bench.wait_mirrored(name)
+    git("fetch", "--quiet", cwd=dest)
+    repos.commit(repo, files={"new": "new\n"})
+    repos.add_tag(repo, "v2")
+    bench.wait_mirrored(name)
+    git("fetch", "--quiet", cwd=dest)
+    git("fetch", "--quiet", "--tags", cwd=bare)
+    for repository in (dest, bare):
+        fsck(repository)
+        assert git("tag", cwd=repository).stdout == "v1\nv2\n"
+
+
+def test_a_follower_is_not_failed_by_who_came_first(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    """Upstream refuses the pack to the first client alone, after it let both see the refs."""
+    bench.origin.misbehave(Fault(status=401), kind="fetch", repo=name, times=1)
+    for number in range(2):
+        fsck(clone(bench.url(name), tmp_path / f"clone-{number}"))
+
+
+def test_a_mirror_clone_with_many_pull_requests_is_answered(
+    bench: Bench, name: str, tmp_path: Path
+) -> None:
+    repo = bench.origin.root / f"{name}.git"
+    tree = git("rev-parse", "main^{tree}", cwd=repo).stdout.strip()
+    commits = "".join(
+        f"commit refs/pull/{number}/head\ncommitter A <a@example.test> {number} +0000\n"
+        f"data 1\nx\nM 040000 {tree} \n\n"
+        for number in range(300)
+    )
+    git("fast-import", "--quiet", cwd=repo, stdin=commits)
+    bench.warm(name, tmp_path)
+    dest = clone(bench.url(name), tmp_path / "mirror", "--mirror")
+    fsck(dest)
+    assert refs_of(dest) == refs_of(bench.origin.url_of(name))
+
+
+def test_who_is_refused_later_is_asked_about_again(bench: Bench, name: str) -> None:
+    """What was remembered of a credential is forgotten when upstream refuses it."""
+    url = bench.url(name)
+    assert asks.ls_refs(url).status == 200
+    bench.origin.private[name] = {"alice"}
+    assert asks.ls_refs(url).status == 401
+    assert asks.info_refs(url).status == 401
+
+
+def test_a_repository_name_cannot_forge_a_field_of_the_log(bench: Bench) -> None:
+    asks.ask(bench.node.url(f"{HOST}/org/zz%20status=200%20x/info/refs?service=git-upload-pack"))
+    wait_for(lambda: "zz%20status%3D200%20x" in bench.node.log, "a line in the log")
+    assert "zz status=200" not in bench.node.log
+
+
 def test_a_commit_that_no_mirrored_ref_reaches_is_fetched_by_its_name_once(
     bench: Bench, name: str, tmp_path: Path
 ) -> None:

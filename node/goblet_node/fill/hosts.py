@@ -8,6 +8,8 @@ from goblet_shared.errors import GobletError
 from goblet_shared.repo_key import RepoKey
 
 INFO_REFS = "/info/refs?service=git-upload-pack"
+# Servers take request lines of 8 KB (nginx, Apache): a longer URL could not be asked.
+MAX_LOCATION = 8192
 
 
 class HostNotAllowed(GobletError):
@@ -31,7 +33,13 @@ class Upstreams:
         bases = {host.lower(): f"https://{host.lower()}" for host in allowed}
         bases |= {host.lower(): url.rstrip("/") for host, url in mapped.items()}
         for host, base in bases.items():
-            parts = urlsplit(base)
+            try:
+                parts = urlsplit(base)
+                origin_of(base)
+            except ValueError:
+                raise BadUpstream(
+                    f"upstream {host!r} has a URL whose host or port cannot be read"
+                ) from None
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise BadUpstream(f"upstream {host!r} needs an http:// or https:// URL")
             if "@" in parts.netloc:
@@ -66,14 +74,26 @@ class Upstreams:
         redirect that keeps the question (`/info/refs?service=...`) is one of the
         repository; as the allow-list says, only to a scheme, host and port on it.
         """
-        target = urljoin(asked + INFO_REFS, location)
-        if not target.endswith(INFO_REFS) or "@" in urlsplit(target).netloc:
+        if len(location) > MAX_LOCATION or not location.isprintable():
             return None
-        return target.removesuffix(INFO_REFS) if origin_of(target) in self._origins else None
+        try:
+            target = urljoin(asked + INFO_REFS, location)
+            base = target.removesuffix(INFO_REFS)
+            is_known = origin_of(base) in self._origins
+            has_userinfo = "@" in urlsplit(base).netloc
+        except ValueError:  # a port or an IPv6 address that is none
+            return None
+        # A query or fragment in the base would swallow whatever is appended to it.
+        if base == target or has_userinfo or "?" in base or "#" in base:
+            return None
+        return base if is_known else None
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port: what a credential may not leave."""
+    """Return scheme, host and port: what a credential may not leave.
+
+    Raises ValueError for a URL whose host or port cannot be read.
+    """
     parts = urlsplit(url)
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname or "", parts.port or default

@@ -6,7 +6,7 @@ import trio
 
 from goblet_node.fill.flights import Flights
 from goblet_node.fill.upstream import Grant, Refused, Upstream
-from goblet_node.wire.refs import ObjectId, Ref
+from goblet_node.wire.refs import Ref
 from goblet_shared.repo_key import RepoKey
 
 # What a mirror holds. Other refs (refs/pull/*, refs/merge-requests/*,
@@ -44,11 +44,6 @@ def is_mirrored(ref: Ref) -> bool:
 def mirrored(refs: Iterable[Ref]) -> tuple[Ref, ...]:
     """Return the refs that a mirror holds, by name: two equal listings make equal tuples."""
     return tuple(sorted((ref for ref in refs if is_mirrored(ref)), key=lambda ref: ref.name))
-
-
-def tips_of(refs: Iterable[Ref]) -> frozenset[ObjectId]:
-    """Return the distinct objects that refs name."""
-    return frozenset(ref.oid for ref in refs if ref.oid is not None)
 
 
 class RefsDesk:

@@ -1,14 +1,17 @@
 """Smart HTTP to the origin. Every failure of httpx is translated here."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
 import httpx
 import trio
 
 from goblet_node.errors import ProtocolError, UpstreamError, UpstreamTooSlow
+from goblet_node.fill.connections import send
 from goblet_node.fill.hosts import INFO_REFS, Upstreams, origin_of
+from goblet_node.fill.reading import as_sent, collect, is_encoded, let_go, passed
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
 from goblet_node.wire.fetch_reader import FetchEvent, FetchReader
@@ -26,21 +29,7 @@ MAX_ADVERTISEMENT = 64 * 1024
 MAX_LISTING = 128 * 1024 * 1024
 # What a refusal's own text may cost: hosts write one sentence.
 MAX_REFUSAL = 4096
-# What releasing a connection may take: it only closes a socket.
-CLOSE_GRACE = 2.0
 POST_TYPE = "application/x-git-upload-pack-request"
-# Headers of an answer that say something about its bytes or to its client;
-# all others belong to the connection between upstream and us.
-PASSED_HEADERS = (
-    "content-type",
-    "content-encoding",
-    "content-length",
-    "cache-control",
-    "expires",
-    "pragma",
-    "retry-after",
-    "www-authenticate",
-)
 
 
 class Refused(GobletError):
@@ -92,7 +81,8 @@ class Upstream:
     def __init__(
         self,
         *,
-        client: httpx.AsyncClient,
+        questions: httpx.AsyncClient,
+        packs: httpx.AsyncClient,
         hosts: Upstreams,
         question_timeout: float,
         first_byte_timeout: float,
@@ -100,13 +90,17 @@ class Upstream:
         agent: str,
         metrics: NodeMetrics,
     ) -> None:
-        """Take an open client that has no read timeout of its own.
+        """Take two open clients that have no read timeout of their own.
 
+        Access checks and refs are asked for with `questions`, which is done with each
+        in bounded time. Whatever is passed on at the pace of who reads it goes through
+        `packs`: however many stall there, an access check finds a connection.
         `question_timeout` bounds a whole small question, `first_byte_timeout` the
         wait for the head of a pack's answer, `idle_timeout` that for each further
         piece of it: all in seconds.
         """
-        self._client = client
+        self._questions = questions
+        self._packs = packs
         self._hosts = hosts
         self._question_timeout = question_timeout
         self._first_byte_timeout = first_byte_timeout
@@ -125,13 +119,13 @@ class Upstream:
             for _ in range(MAX_REDIRECTS + 1):
                 crossed = origin_of(url) != origin_of(first)
                 headers = self._headers(None if crossed else authorization)
-                async with self._client.stream("GET", url + INFO_REFS, headers=headers) as response:
-                    if response.is_redirect:
+                async with self._asked(_info_refs(url, headers)) as response:
+                    if response.has_redirect_location:
                         url = self._follow(url, response.headers.get("location", ""))
                         continue
                     if response.status_code != 200:
                         raise await _refused(response)
-                    body = await _collect(response, MAX_ADVERTISEMENT, or_cut=True)
+                    body = await collect(response, MAX_ADVERTISEMENT, or_cut=True)
                     return Grant(
                         key=route.key,
                         url=url,
@@ -151,15 +145,11 @@ class Upstream:
             prefixes=prefixes, unborn=unborn, agent=self._agent
         )
         with self._translated(grant.url, "ls-refs"), trio.fail_after(self._question_timeout):
-            async with self._client.stream(
-                "POST",
-                grant.url + "/git-upload-pack",
-                headers=self._headers(grant.authorization) | {"content-type": POST_TYPE},
-                content=question,
-            ) as response:
+            headers = self._headers(grant.authorization)
+            async with self._asked(_upload_pack(grant.url, headers, question)) as response:
                 if response.status_code != 200:
                     raise await _refused(response)
-                return v2_client.parse_ls_refs(await _collect(response, MAX_LISTING))
+                return v2_client.parse_ls_refs(await collect(response, MAX_LISTING))
 
     async def fetch(
         self, grant: Grant, *, wants: Sequence[ObjectId], haves: Sequence[ObjectId]
@@ -171,11 +161,13 @@ class Upstream:
         """
         question = v2_client.encode_fetch_request(wants=wants, haves=haves, agent=self._agent)
         reader = FetchReader()
-        async with self._post(grant.url, question, self._headers(grant.authorization)) as response:
-            if response.status_code != 200:
-                raise await _refused(response)
+        request = _upload_pack(grant.url, self._headers(grant.authorization), question)
+        async with self._begun(grant.url, "pack", request) as response:
             with self._translated(grant.url, None):
-                async with aclosing(self._in_time(response, response.aiter_bytes())) as chunks:
+                if response.status_code != 200:
+                    with trio.fail_after(self._idle_timeout):
+                        raise await _refused(response)
+                async with aclosing(self._in_time(response, as_sent(response))) as chunks:
                     async for chunk in chunks:
                         reader.feed(chunk)
                         for event in reader.events():
@@ -186,40 +178,42 @@ class Upstream:
     async def forward_post(
         self, grant: Grant, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[Answer]:
-        """Pass a client's POST on and give its answer, whatever its status."""
-        head = self._headers(grant.authorization, protocol=None) | dict(headers)
-        async with self._post(grant.url, body, head) as response:
+        """Pass a client's POST on and give its answer, whatever its status.
+
+        Raises UpstreamError if that is none that git can use.
+        """
+        request = _upload_pack(grant.url, self._headers(grant.authorization, headers), body)
+        async with self._begun(grant.url, "pack", request) as response:
             yield self._answer(grant, response)
 
     @asynccontextmanager
     async def forward_info_refs(
         self, grant: Grant, headers: Mapping[str, str]
     ) -> AsyncIterator[Answer]:
-        """Pass a client's GET of info/refs on and give its answer, whatever its status."""
-        head = self._headers(grant.authorization, protocol=None) | dict(headers)
-        with self._translated(grant.url, "info-refs"):
-            request = self._client.build_request("GET", grant.url + INFO_REFS, headers=head)
-            with trio.fail_after(self._first_byte_timeout):
-                response = await self._client.send(request, stream=True)
-        try:
+        """Pass a client's GET of info/refs on and give its answer, whatever its status.
+
+        Raises UpstreamError if that is none that git can use.
+        """
+        request = _info_refs(grant.url, self._headers(grant.authorization, headers))
+        async with self._begun(grant.url, "info-refs", request) as response:
             yield self._answer(grant, response)
+
+    @asynccontextmanager
+    async def _asked(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+        """Ask a small question; the caller bounds its time and translates what is raised."""
+        response = await send(self._questions, request)
+        try:
+            yield response
         finally:
             await response.aclose()
 
     @asynccontextmanager
-    async def _post(
-        self, url: str, body: bytes, headers: dict[str, str]
+    async def _begun(
+        self, url: str, question: str, request: httpx.Request
     ) -> AsyncIterator[httpx.Response]:
-        with self._translated(url, "pack"):
-            request = self._client.build_request(
-                "POST",
-                url + "/git-upload-pack",
-                # A pack does not compress; asking for it would only cost.
-                headers={"accept-encoding": "identity", "content-type": POST_TYPE} | headers,
-                content=body,
-            )
-            with trio.fail_after(self._first_byte_timeout):
-                response = await self._client.send(request, stream=True)
+        """Ask for what may be long, and wait no longer than allowed for its head."""
+        with self._translated(url, question), trio.fail_after(self._first_byte_timeout):
+            response = await send(self._packs, request)
         try:
             yield response
         finally:
@@ -237,26 +231,36 @@ class Upstream:
                     return
                 yield chunk
         finally:
-            await _let_go(response, chunks)
+            await let_go(response, chunks)
 
     def _answer(self, grant: Grant, response: httpx.Response) -> Answer:
+        if response.status_code < 200 or response.is_redirect:
+            # Bare, for where it leads is not passed on: git would fail without a reason.
+            raise _unexpected(response)
+
         async def body() -> AsyncGenerator[bytes]:
             with self._translated(grant.url, None):
                 async with aclosing(self._in_time(response, response.aiter_raw())) as chunks:
                     async for chunk in chunks:
                         yield chunk
 
-        return Answer(status=response.status_code, headers=_passed(response.headers), body=body())
+        return Answer(status=response.status_code, headers=passed(response.headers), body=body())
 
     def _headers(
-        self, authorization: str | None, *, protocol: str | None = "version=2"
-    ) -> dict[str, str]:
-        headers = {"user-agent": f"git/{self._agent}"}
-        if protocol is not None:
-            headers["git-protocol"] = protocol
+        self, authorization: str | None, forwarded: Mapping[str, str] | None = None
+    ) -> dict[bytes, bytes]:
+        """Return the head of a question of our own, or of a client's that is `forwarded`."""
+        headers = {
+            "user-agent": f"git/{self._agent}",
+            "accept": "*/*",
+            # A pack does not compress, and of the rest we want no more than we count.
+            "accept-encoding": "identity",
+        }
         if authorization is not None:
             headers["authorization"] = authorization
-        return headers
+        headers |= {"git-protocol": "version=2"} if forwarded is None else forwarded
+        # As they were decoded: httpx would take text for ASCII.
+        return {name.encode("latin-1"): text.encode("latin-1") for name, text in headers.items()}
 
     def _follow(self, asked: str, location: str) -> str:
         target = self._hosts.redirected(asked, location)
@@ -282,6 +286,8 @@ class Upstream:
             raise UpstreamTooSlow(f"{_host(url)} did not answer in time: try again later") from exc
         except ProtocolError as exc:
             raise UpstreamError(f"{_host(url)} answers what git would not: {exc}") from exc
+        except httpx.InvalidURL as exc:
+            raise UpstreamError(f"{_host(url)} leads to a URL that cannot be asked") from exc
         except httpx.HTTPError as exc:
             raise UpstreamError(
                 f"{_host(url)} could not be asked ({type(exc).__name__}): try again later"
@@ -291,20 +297,16 @@ class Upstream:
                 self._metrics.upstream_requests.labels(question, outcome).inc()
 
 
-async def _collect(response: httpx.Response, limit: int, *, or_cut: bool = False) -> bytes:
-    """Read a decoded body of at most `limit` bytes; cut there, or raise UpstreamError."""
-    body = bytearray()
-    chunks = response.aiter_bytes()
-    try:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > limit:
-                if or_cut:
-                    break
-                raise UpstreamError(f"{response.url.host} sent more than {limit} bytes of refs")
-    finally:
-        await _let_go(response, chunks)
-    return bytes(body[:limit])
+# Not made by the client, which would add what it thinks fit: its cookies, for example.
+def _info_refs(url: str, headers: Mapping[bytes, bytes]) -> httpx.Request:
+    return httpx.Request("GET", url + INFO_REFS, headers=headers)
+
+
+def _upload_pack(url: str, headers: Mapping[bytes, bytes], body: bytes) -> httpx.Request:
+    kind = {b"content-type": POST_TYPE.encode()}
+    return httpx.Request(
+        "POST", url + "/git-upload-pack", headers={**kind, **headers}, content=body
+    )
 
 
 async def _refused(response: httpx.Response) -> GobletError:
@@ -313,35 +315,22 @@ async def _refused(response: httpx.Response) -> GobletError:
     if status >= 500:
         return UpstreamError(f"{response.url.host} answered {status}: try again later")
     if status < 400:
-        return UpstreamError(f"{response.url.host} answered {status} where git expects 200")
-    body = await _collect(response, MAX_REFUSAL, or_cut=True)
+        return _unexpected(response)
+    # That it refuses matters more than its words.
+    body = b"" if is_encoded(response) else await collect(response, MAX_REFUSAL, or_cut=True)
     kept = tuple(
         (name, value)
-        for name, value in _passed(response.headers)
+        for name, value in passed(response.headers)
         if name not in (b"content-encoding", b"content-length")
     )
     return Refused(status, kept, body)
 
 
-def _passed(headers: httpx.Headers) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(
-        (name.lower(), value)
-        for name, value in headers.raw
-        if name.decode("ascii").lower() in PASSED_HEADERS
+def _unexpected(response: httpx.Response) -> UpstreamError:
+    return UpstreamError(
+        f"{response.url.host} answered {response.status_code} where git expects 200"
     )
 
 
 def _host(url: str) -> str:
-    return httpx.URL(url).host
-
-
-async def _let_go(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
-    """Release the connection: kept if the body was read to its end, else closed."""
-    with trio.move_on_after(CLOSE_GRACE, shield=True):
-        await response.aclose()
-        # The body is several generators deep and we hold only the outermost. Dropped
-        # half way, the inner ones are left to the garbage collector, of which trio
-        # warns. Reading on from the closed connection ends them all.
-        with suppress(httpx.HTTPError, httpx.StreamError):
-            async for _ in chunks:
-                pass
+    return urlsplit(url).hostname or ""

@@ -153,6 +153,10 @@ class Mirror:
         """What the log's packs take on disk."""
         return sum(segment.bytes for segment in self.segments)
 
+    def grew_from(self, earlier: "Mirror") -> bool:
+        """Say whether this log begins with all segments of an earlier one."""
+        return self.segments[: len(earlier.segments)] == earlier.segments
+
     def holds(self, oid: ObjectId) -> bool:
         """Say whether the log has this object."""
         return oid in self.table

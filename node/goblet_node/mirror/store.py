@@ -156,8 +156,10 @@ class MirrorStore:
             self._clear_replaced(commit)
             return mirror
 
-    def drop(self, key: RepoKey) -> None:
+    def drop(self, key: RepoKey, *, only: Mirror | None = None) -> None:
         """Forget and delete a mirror; the repository is cold again. Dropping none is no error.
+
+        With `only`, nothing is done if another log has taken that one's place.
 
         Raises:
             MirrorMoved: somebody is changing it.
@@ -165,6 +167,9 @@ class MirrorStore:
                 found again by the next start unless it is committed or dropped before.
         """
         with self._changing_alone(key):
+            now = self._mirrors.get(key)
+            if only is not None and now is not None and not now.grew_from(only):
+                return
             # First of all: a mirror is dropped because nobody should read it.
             self._mirrors.pop(key, None)
             directory = self._root.directory_of(key)

@@ -19,12 +19,18 @@ async def while_working(
     failure: Exception | None = None
 
     async def speak() -> None:
+        nonlocal failure
         while True:
             with trio.move_on_after(every):
                 await done.wait()
             if done.is_set():
                 return
-            await say()
+            try:
+                await say()
+            except Exception as exc:
+                failure = exc
+                nursery.cancel_scope.cancel()
+                return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(speak)

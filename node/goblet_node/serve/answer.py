@@ -1,28 +1,31 @@
 """Act on a plan: bring the bytes of one fetch to its client."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, closing
+from typing import assert_never
 
 import anyio
 import anyio.to_process
 import trio
 
-from goblet_node.errors import MirrorDamaged, ProtocolError, UpstreamError
+from goblet_node.errors import DiskFailed, MirrorDamaged, ProtocolError
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.scratch import scratch_of
 from goblet_node.fill.spool import Spool
 from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.mirror.log import Mirror, Segment
-from goblet_node.mirror.store import MirrorStore
+from goblet_node.mirror.store import MirrorMoved, MirrorStore
 from goblet_node.serve.alive import while_working
-from goblet_node.serve.look import commit_named, look, tags_of
+from goblet_node.serve.look import commits_named, look, tags_of
 from goblet_node.serve.negotiate import negotiate
 from goblet_node.serve.pieces import SLICE, pack_of
 from goblet_node.serve.plan import (
     Bring,
     Follow,
     Forward,
+    Held,
     Plan,
+    Refill,
     Refuse,
     Select,
     Suffix,
@@ -36,6 +39,7 @@ from goblet_node.serve.sending import Asked, Sending
 from goblet_node.serve.verbatim import whole_pack
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
+from goblet_node.wire.v2_client import RemoteError
 from goblet_shared.errors import GobletError
 
 # git's own server sends a keepalive after 5 s of silence (uploadpack.keepAlive):
@@ -43,8 +47,8 @@ from goblet_shared.errors import GobletError
 KEEPALIVE_AFTER = 5.0
 # How many logs' trailers are remembered; each is 20 bytes.
 MAX_TRAILERS = 4096
-# Objects that one request may have fetched by name; more is not a person's typing.
-MAX_BROUGHT = 1024
+# What goes wrong in this node and with this mirror, and would not upstream.
+_OURS_ALONE = (MirrorDamaged, DiskFailed, MirrorMoved, anyio.BrokenWorkerProcess)
 
 
 class Answerer:
@@ -78,20 +82,19 @@ class Answerer:
         """Answer a fetch to a caller who may read the repository."""
         try:
             reason = await self._answer_here(asked, grant, reply)
-        except GobletError as exc:
-            if isinstance(exc, MirrorDamaged):
-                await self._refresher.drop(grant.key, exc)
+        except (GobletError, anyio.BrokenWorkerProcess) as exc:
             if reply.is_started:
                 # What was sent is packets, whole ones: the next can say what happened.
                 # Who has no side-band is told by a connection that is cut.
-                if not (said := asked.dialect.error(str(exc))):
-                    raise
+                if not (said := asked.dialect.error(str(_told_as(exc)))):
+                    raise _told_as(exc) from exc
                 reply.note = str(exc)
                 await reply.send(said)
                 return
-            if not isinstance(exc, MirrorDamaged):
+            if not isinstance(exc, _OURS_ALONE):
                 raise
-            reason = "the mirror is damaged"
+            # Nothing was sent, and the trouble is this node's: upstream can answer.
+            reason = str(exc) or type(exc).__name__
         if reason is not None:
             reply.note = reason
             await self.forward(asked.body, asked.headers, grant, reply)
@@ -113,31 +116,43 @@ class Answerer:
         while True:
             mirror, spool, chosen = await self._plan(asked.fetch, grant, tried)
             match chosen:
-                case Whole(generation) if mirror is not None:
-                    segments = mirror.segments[: generation.segments]
-                    await self._verbatim(asked, segments, "whole", reply)
-                case Suffix(generation) if mirror is not None:
-                    segments = mirror.segments[generation.segments :]
-                    await self._verbatim(asked, segments, "suffix", reply)
-                case Select() if mirror is not None:
-                    await self._select(asked, mirror, reply)
-                case Follow() if spool is not None:
-                    await self._follow(asked, spool, reply)
+                case Refill():
+                    tried = Tried.REFRESH
+                    await self._refill(grant, cold=mirror is None)
+                case Bring(oids):
+                    tried = await self._bring(grant, oids)
                 case Refuse(oid):
                     raise ProtocolError(f"upload-pack: not our ref {oid.decode()}")
-                case Bring(oids):
-                    tried = Tried.ALL
-                    await self._bring(grant, oids)
-                    continue
                 case Forward(reason, fill):
                     if fill:
                         self._refresher.start(grant)
                     return reason
+                case Follow():
+                    assert spool is not None  # of which the plan was told
+                    return await self._follow(asked, spool, reply)
+                case Whole() | Suffix() | Select():
+                    assert mirror is not None
+                    await self._answer_from(mirror, chosen, asked, reply)
+                    return None
                 case _:
-                    tried = Tried.REFRESH
-                    await self._refill(grant, cold=mirror is None)
-                    continue
-            return None
+                    assert_never(chosen)
+
+    async def _answer_from(
+        self, mirror: Mirror, chosen: Whole | Suffix | Select, asked: Asked, reply: Reply
+    ) -> None:
+        try:
+            match chosen:
+                case Whole(generation):
+                    segments = mirror.segments[: generation.segments]
+                    await self._verbatim(asked, segments, "whole", reply)
+                case Suffix(generation):
+                    segments = mirror.segments[generation.segments :]
+                    await self._verbatim(asked, segments, "suffix", reply)
+                case Select():
+                    await self._select(asked, mirror, reply)
+        except MirrorDamaged as exc:
+            await self._refresher.drop(mirror, exc)
+            raise
 
     async def _plan(
         self, fetch: Fetch, grant: Grant, tried: Tried
@@ -146,12 +161,19 @@ class Answerer:
         if fetch.is_plain and flying is not None and self._store.get(grant.key) is None:
             await flying.announced.wait()
         mirror = self._store.get(grant.key)
-        held = None if mirror is None else await trio.to_thread.run_sync(look, mirror, fetch)
+        held = None if mirror is None else await self._look(mirror, fetch)
         # From here to the first look at a spool nothing is awaited: it is there.
         flying = self._refresher.flying(grant.key) if mirror is None else None
         spool = flying.spool if flying is not None else None
         arriving = flying.tips if flying is not None and spool is not None else None
         return mirror, spool, plan(fetch, held=held, arriving=arriving, tried=tried)
+
+    async def _look(self, mirror: Mirror, fetch: Fetch) -> Held:
+        try:
+            return await trio.to_thread.run_sync(look, mirror, fetch)
+        except MirrorDamaged as exc:
+            await self._refresher.drop(mirror, exc)
+            raise
 
     async def _refill(self, grant: Grant, *, cold: bool) -> None:
         refresh = self._refresher.start(grant)
@@ -159,12 +181,15 @@ class Answerer:
             with trio.move_on_after(self._refresh_wait):
                 await (refresh.announced if cold else refresh.ended).wait()
 
-    async def _bring(self, grant: Grant, oids: frozenset[ObjectId]) -> None:
-        if len(oids) > MAX_BROUGHT:
-            raise ProtocolError(f"{len(oids)} of the objects asked for are not here")
-        # The next plan refuses what is still not here.
-        with suppress(UpstreamError), trio.move_on_after(self._refresh_wait):
-            await self._refresher.bring(grant, oids)
+    async def _bring(self, grant: Grant, oids: frozenset[ObjectId]) -> Tried:
+        try:
+            with trio.move_on_after(self._refresh_wait):
+                await self._refresher.bring(grant, oids)
+        except RemoteError as exc:
+            return Tried.REFUSED if "not our ref" in str(exc) else Tried.ALL
+        except GobletError:
+            pass  # upstream is asked once more, with this client's own request
+        return Tried.ALL
 
     async def _verbatim(
         self, asked: Asked, segments: Sequence[Segment], cache: str, reply: Reply
@@ -192,7 +217,9 @@ class Answerer:
                 segments=tuple((segment.pack, segment.table) for segment in mirror.segments),
                 fetch=fetch,
                 dialect=asked.dialect,
-                deepen_not=tuple(commit_named(name, mirror.refs) for name in fetch.deepen_not),
+                deepen_not=await trio.to_thread.run_sync(
+                    commits_named, fetch.deepen_not, mirror.refs
+                ),
                 tags=tags_of(mirror.refs) if fetch.include_tag else (),
                 inline=scratch / "inline",
             )
@@ -211,7 +238,8 @@ class Answerer:
             with closing(pack_of(packs, found.pieces)) as slices:
                 await sending.send(found, slices)
 
-    async def _follow(self, asked: Asked, spool: Spool, reply: Reply) -> None:
+    async def _follow(self, asked: Asked, spool: Spool, reply: Reply) -> str | None:
+        """Send what arrives; return why not, if nothing did."""
         turn = negotiate(asked.fetch, asked.dialect, common=(), shallow=(), ready=lambda _: False)
         sending = Sending(asked, reply, cache="cold")
         with spool.held():
@@ -219,23 +247,25 @@ class Answerer:
                 while not (spool.size or spool.said or spool.ended):
                     await spool.changed()
             if spool.error is not None and not spool.size:
-                raise _told_as(spool.error)  # nothing was sent: it can still be a status
+                # It may have been refused for the sake of whoever came first.
+                return f"the first fetch failed: {_told_as(spool.error)}"
             await sending.begin(Selection(turn=turn))
             if turn.has_pack:
                 await self._copy(asked, spool, reply)
                 if spool.error is not None:
                     raise _told_as(spool.error)
                 await reply.send(asked.dialect.end)
+        return None
 
     async def _copy(self, asked: Asked, spool: Spool, reply: Reply) -> None:
         """Send what a spool holds and what comes, until it has ended."""
         offset = said = 0
         while True:
-            if not asked.fetch.no_progress:
-                for text in spool.said[said:]:
+            if said < len(spool.said):
+                text, said = b"".join(spool.said[said:]), len(spool.said)
+                if not asked.fetch.no_progress:
                     await reply.send(asked.dialect.progress(text))
-            said = len(spool.said)
-            if offset < spool.size:
+            elif offset < spool.size:
                 data = await trio.to_thread.run_sync(spool.read, offset, SLICE)
                 offset += len(data)
                 await reply.send(asked.dialect.pack(data))
@@ -252,5 +282,5 @@ class Answerer:
 
 
 def _told_as(error: Exception) -> GobletError:
-    """Return what a client may be told of an error that another task met."""
+    """Return what a client may be told of an error, which another task may have met."""
     return error if isinstance(error, GobletError) else GobletError("this node failed: try again")

@@ -1,8 +1,10 @@
 """What a mirror holds of what one fetch asks for. Reads the disk: for a worker thread."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from goblet_node import objects
 from goblet_node.errors import ProtocolError
@@ -26,25 +28,29 @@ def look(mirror: Mirror, fetch: Fetch) -> Held:
         within=tuple(mirror.generations_within(frozenset(fetch.wants))) if fetch.is_plain else (),
         unknown=frozenset(oid for oid, here in zip(fetch.wants, is_here, strict=True) if not here),
         reach=int(segments.max()) + 1 if len(segments) else 0,
-        behind=_behind(mirror, fetch),
+        behind=_behind(mirror, fetch, segments),
     )
 
 
-def _behind(mirror: Mirror, fetch: Fetch) -> Behind | None:
+def _behind(mirror: Mirror, fetch: Fetch, wanted_in: NDArray[Any]) -> Behind | None:
     """Find the newest clean generation all of which the client holds, tags perhaps excepted.
 
     A client names commits only: of a tag what it peels to. So whether it has the
-    tag's own object is not known, and what is made on one may not go to it.
+    tag's own object is not known: what is made on one may not go to it, and if it
+    wants an object from before that generation, by its id, this is not its answer.
+    `wanted_in` are the segments of the wants.
     """
     if not fetch.haves or not mirror.current.is_clean:
         return None
     haves = set(fetch.haves)
     haves.update(tag for tag, peeled in tags_of(mirror.refs) if peeled in haves)
     for generation in mirror.generations_within(haves):
-        if generation.is_clean and not _is_made_on_tags(mirror.table, generation.segments):
+        first = generation.segments
+        if first and generation.is_clean and not _is_made_on_tags(mirror.table, first):
             branches = {ref.oid for ref in mirror.refs if not ref.name.startswith(b"refs/tags/")}
             came = branches - mirror.tips_of(generation) - {None}
-            return Behind(generation=generation, is_asked_for=came <= set(fetch.wants))
+            is_asked_for = came <= set(fetch.wants) and bool((wanted_in >= first).all())
+            return Behind(generation=generation, is_asked_for=is_asked_for)
     return None
 
 
@@ -62,9 +68,13 @@ def tags_of(refs: Iterable[Ref]) -> tuple[tuple[ObjectId, ObjectId], ...]:
     )
 
 
-def commit_named(name: bytes, refs: Iterable[Ref]) -> ObjectId:
-    """Return what a ref that a user typed stands for, peeled. Raises ProtocolError."""
-    known = {ref.name: ref.peeled or ref.oid for ref in refs}
+def commits_named(names: Sequence[bytes], refs: Iterable[Ref]) -> tuple[ObjectId, ...]:
+    """Return what refs that a user typed stand for, peeled. Raises ProtocolError."""
+    known = {ref.name: ref.peeled or ref.oid for ref in refs} if names else {}
+    return tuple(_commit_named(name, known) for name in names)
+
+
+def _commit_named(name: bytes, known: Mapping[bytes, ObjectId | None]) -> ObjectId:
     for place in _PLACES:
         if (oid := known.get(place % name)) is not None:
             return oid

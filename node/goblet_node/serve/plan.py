@@ -8,6 +8,10 @@ from goblet_node.mirror.log import Generation
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 
+# Objects that are fetched by name for one request. A mirror clone asks for every
+# pull request: those are upstream's to send, and not to be kept one by one.
+MAX_BROUGHT = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind:
@@ -36,11 +40,16 @@ class Held:
 
 
 class Tried(Enum):
-    """What was done already for the wants that are not here."""
+    """What was done already for the wants that are not here.
+
+    `ALL` leaves open why they still are not: too large for a mirror, too slow, an
+    outage. `REFUSED` is that upstream said it does not have them.
+    """
 
     NOTHING = auto()
     REFRESH = auto()
     ALL = auto()
+    REFUSED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +129,12 @@ def plan(
         match tried:
             case Tried.NOTHING:
                 return Refill()
-            case Tried.REFRESH:
+            case Tried.REFRESH if len(held.unknown) <= MAX_BROUGHT:
                 return Bring(held.unknown)
-            case Tried.ALL:
+            case Tried.REFUSED:
                 return Refuse(min(held.unknown))
+            case _:
+                return Forward("wants what could not be had")
     # Segments hold offset deltas, which go only to clients that say they take them.
     if fetch.is_plain and fetch.ofs_delta:
         for generation in held.within:

@@ -88,7 +88,7 @@ def select(job: SelectJob) -> Selection:
                 shallow=shallow,
                 boundary=edge,
                 filter=wanted_filter,
-                tags=job.tags,
+                tags=_held_pairs(reader.table, job.tags),
             )
             pieces = emit(
                 reader,
@@ -114,12 +114,23 @@ def _boundary(reader: LogReader, job: SelectJob, shallow: tuple[ObjectId, ...]) 
         deepen=job.fetch.deepen,
         deepen_relative=job.fetch.deepen_relative,
         deepen_since=job.fetch.deepen_since,
-        deepen_not=job.deepen_not,
+        deepen_not=_held(reader.table, job.deepen_not),
     )
 
 
 def _held(table: Table, oids: Sequence[ObjectId]) -> tuple[ObjectId, ...]:
     return tuple(oid for oid, row in zip(oids, table.find(oids), strict=True) if row >= 0)
+
+
+def _held_pairs(
+    table: Table, tags: Sequence[tuple[ObjectId, ObjectId]]
+) -> tuple[tuple[ObjectId, ObjectId], ...]:
+    """Return the tags that are here with what upstream says they peel to: it may say anything."""
+    ends = table.find([end for _, end in tags])
+    starts = table.find([start for start, _ in tags])
+    return tuple(
+        tag for tag, start, end in zip(tags, starts, ends, strict=True) if start >= 0 and end >= 0
+    )
 
 
 @lru_cache(maxsize=_KEPT_TABLES)
