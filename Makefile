@@ -41,4 +41,4 @@ format: .venv/.developer ## Format and mend what the linter can mend.
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove everything that was built.
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/javascript/node_modules

@@ -13,6 +13,7 @@ from typing import cast
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -152,7 +153,7 @@ class _Connections:
             # hypercorn looks at a stream's attributes to tell plain TCP from TLS.
             tls_or_plain = cast("trio.SSLStream[trio.SocketStream]", stream)
             state = ConnectionState({})
-            await TCPServer(self._app, self._config, self._context, state, tls_or_plain)
+            await _Connection(self._app, self._config, self._context, state, tls_or_plain)
         except* Exception as failures:
             # One connection's failure must not end the others: a malformed upgrade
             # to HTTP/2 fails in hypercorn. Without messages and traceback, which
@@ -160,6 +161,34 @@ class _Connections:
             _log.warning("a connection was dropped: %s", ", ".join(_places(failures)))
         finally:
             self._open.discard(stream)
+
+
+class _Connection(TCPServer):
+    """One connection, which is closed as soon as its client has left.
+
+    hypercorn's own waits for its idle timer too, so it would keep the descriptor of
+    each client that left for as long as `keep_alive`.
+    """
+
+    _client_has_left = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._client_has_left = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        try:
+            await super().protocol_send(event)
+        except trio.BusyResourceError:
+            # hypercorn says goodbye without its send lock: an answer of the app can
+            # meet it, where a request breaks off. This connection is being closed.
+            await self.protocol.handle(Closed())
+
+    async def _idle_timeout(self) -> None:
+        # An app that goes on after its client left starts the timer when it ends.
+        if not self._client_has_left:
+            await super()._idle_timeout()
 
 
 def _places(failure: BaseException) -> list[str]:

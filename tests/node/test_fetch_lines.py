@@ -3,7 +3,8 @@
 import pytest
 
 from goblet_node.errors import ProtocolError
-from goblet_node.wire.fetch_lines import MAX_DEPTH, FetchLines
+from goblet_node.wire.fetch_lines import MAX_DEPTH, FetchLines, client_line
+from goblet_node.wire.pktline import Marker, Packet
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch, Limits
 
@@ -15,6 +16,25 @@ def read(*lines: bytes, limits: Limits | None = None, object_format: str = "sha1
     for line in lines:
         collected.take(line)
     return collected.fetch(agent=b"git/2.39.5")
+
+
+@pytest.mark.parametrize("packet", [b"done", b"done\n"])
+def test_a_line_ends_with_at_most_one_newline(packet: bytes) -> None:
+    assert client_line(packet) == b"done"
+
+
+@pytest.mark.parametrize(
+    ("packet", "sentence"),
+    [
+        (Marker.RESPONSE_END, "unexpected response_end packet in a request"),
+        (b"done\n\n", "NUL or newline inside the line"),
+        (b"do\nne", "NUL or newline inside the line"),
+        (b"done\0", "NUL or newline inside the line"),
+    ],
+)
+def test_a_packet_that_is_no_line_is_refused(packet: Packet, sentence: str) -> None:
+    with pytest.raises(ProtocolError, match=sentence):
+        client_line(packet)
 
 
 def test_every_line_has_its_place_in_the_value() -> None:
@@ -75,6 +95,15 @@ def test_ids_have_the_length_of_the_format() -> None:
     assert read(b"want " + b"c" * 64, object_format="sha256").wants == (b"c" * 64,)
     with pytest.raises(ProtocolError, match="expected a sha256 object id in 'want aaaa"):
         read(b"want " + A, object_format="sha256")
+
+
+def test_the_format_may_become_known_before_the_ids_that_have_it() -> None:
+    collected = FetchLines(object_format="sha1", limits=Limits())
+    collected.object_format = "sha256"
+    collected.take(b"want " + b"c" * 64)
+    assert collected.fetch(agent=None) == Fetch(
+        wants=(ObjectId(b"c" * 64),), object_format="sha256"
+    )
 
 
 @pytest.mark.parametrize(

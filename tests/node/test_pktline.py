@@ -21,6 +21,7 @@ from goblet_node.wire.pktline import (
     encode,
     encode_band,
     encode_error,
+    packets_of,
     split_band,
 )
 from goblet_testing.strategies import cuts, mutations, packets
@@ -120,6 +121,22 @@ def test_a_wrong_length_is_refused_after_four_bytes(head: bytes) -> None:
 def test_a_body_must_end_where_a_packet_does(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="ends inside a packet"):
         decode_all(body)
+
+
+def test_a_packet_is_read_only_when_it_is_asked_for() -> None:
+    found = packets_of(b"0006a\n" + b"0000" + b"<htm")
+    assert [next(found), next(found)] == [b"a\n", Marker.FLUSH]
+    with pytest.raises(ProtocolError, match="want 4 hex digits"):
+        next(found)
+
+
+def test_no_more_packets_are_read_than_the_caller_allows() -> None:
+    body = b"0005a" * 3
+    assert list(packets_of(body, most=3)) == [b"a"] * 3
+    found = packets_of(body, most=2)
+    assert [next(found), next(found)] == [b"a"] * 2
+    with pytest.raises(ProtocolError, match="more than 2 packets in one body"):
+        next(found)
 
 
 def test_a_reader_waits_for_a_packet_that_has_begun() -> None:

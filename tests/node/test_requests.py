@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblet_node.wire.refs import ObjectId
-from goblet_node.wire.requests import Fetch, LsRefs
+from goblet_node.wire.requests import Fetch, Limits, LsRefs
 
 ID = ObjectId(b"1" * 40)
 PLAIN = Fetch(wants=(ID,), done=True, thin_pack=True, ofs_delta=True, agent=b"git/2.39.5")
@@ -37,6 +37,12 @@ def test_how_prefixes_are_searched_is_no_part_of_the_value() -> None:
     assert LsRefs(prefixes=(b"b", b"a")).prefixes == (b"b", b"a")
     assert "_shortest" not in repr(LsRefs())
     assert hash(LsRefs(prefixes=(b"a",))) == hash(LsRefs(prefixes=(b"a",)))
+
+
+def test_the_bound_on_all_packets_leaves_room_for_the_other_bounds() -> None:
+    """But for shallow ids, which no client has by the hundred thousand beside all the others."""
+    limits = Limits()
+    assert limits.packets > limits.wants + limits.haves + limits.refs + limits.capabilities
 
 
 def test_what_a_clone_asks_for_is_plain() -> None:

@@ -165,6 +165,60 @@ def test_another_object_format_is_read_for_the_caller_to_refuse() -> None:
     assert fetch.object_format == "sha256"
 
 
+def test_the_format_counts_for_the_want_that_names_it_and_what_follows() -> None:
+    """What a sha256 client may say besides its wants it says after the first of them."""
+    ids = [b"%064x" % number for number in range(1, 4)]
+    first = b"want " + ids[0] + b" frotz object-format=sha256"
+    fetch, _ = parse_request(body(first, b"want " + ids[1], b"shallow " + ids[2], FLUSH))
+    assert fetch == Fetch(
+        wants=(ObjectId(ids[0]), ObjectId(ids[1])),
+        shallow=(ObjectId(ids[2]),),
+        object_format="sha256",
+    )
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        (b"",),
+        (b"frotz",),
+        (WANT, b""),
+        (WANT + b" object-format=md5",),
+        (b"want zz",),
+        (WANT, b"want " + B),
+        (WANT, FLUSH, b""),
+        (WANT, FLUSH, b"have zz"),
+    ],
+)
+def test_nothing_is_read_behind_what_is_refused(packets: tuple[Packet, ...]) -> None:
+    """Bytes that are no packet follow, so reading on would be another error."""
+    with pytest.raises(ProtocolError) as raised:
+        parse_request(body(*packets) + b"<html>", limits=Limits(wants=1))
+    assert "pkt-line" not in str(raised.value)
+
+
+@pytest.mark.parametrize("packets", [(FLUSH,), (WANT, FLUSH, b"done"), (WANT, FLUSH, FLUSH)])
+def test_nothing_is_read_behind_what_is_enough(packets: tuple[Packet, ...]) -> None:
+    assert parse_request(body(*packets) + b"<html>") == parse_request(body(*packets))
+
+
+def test_capabilities_are_bounded_and_repeating_them_on_other_wants_is_free() -> None:
+    limits = Limits(capabilities=3)
+    three = b"  ofs-delta  x=y  thin-pack"
+    again = [b"want %040x" % number + three for number in range(9)]
+    assert parse_request(body(WANT + three, *again, FLUSH), limits=limits)[0].thin_pack
+    for wants in ((WANT + b" x" * 4,), (WANT + three, b"want " + B + b" z")):
+        with pytest.raises(ProtocolError, match="more than 3 capabilities in one request"):
+            parse_request(body(*wants, FLUSH), limits=limits)
+
+
+def test_repeated_lines_are_bounded_too() -> None:
+    limits = Limits(packets=4)
+    assert parse_request(body(WANT, WANT, WANT, FLUSH), limits=limits)[0].wants == (A,)
+    with pytest.raises(ProtocolError, match="more than 4 packets in one body"):
+        parse_request(body(WANT, WANT, WANT, WANT, FLUSH), limits=limits)
+
+
 def test_limits_are_the_callers() -> None:
     two = body(WANT, b"want " + B, FLUSH)
     assert parse_request(two)[0].wants == (A, B)

@@ -1,5 +1,7 @@
 """v2: what a server reads and says, held against its own client side and against real git."""
 
+import time
+import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblet_node.errors import ProtocolError
-from goblet_node.wire.pktline import Marker, Packet, decode_all, encode
+from goblet_node.wire.pktline import MAX_DATA, Marker, Packet, decode_all, encode
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_node.wire.requests import TOO_MANY_PREFIXES, Fetch, Limits, LsRefs
 from goblet_node.wire.v2 import (
@@ -19,7 +21,7 @@ from goblet_node.wire.v2 import (
     encode_ls_refs,
     parse_request,
 )
-from goblet_node.wire.v2_client import encode_request
+from goblet_node.wire.v2_client import encode_ls_refs_request, encode_request
 from goblet_testing.gitcli import clone, fsck, git, refs_of
 from goblet_testing.repos import commit, make_repo
 from goblet_testing.strategies import fetch_requests, ls_refs_requests, mutations, refs
@@ -112,6 +114,81 @@ def test_so_many_prefixes_ask_for_everything_as_in_git() -> None:
     assert isinstance(few, LsRefs)
     assert len(few.prefixes) == TOO_MANY_PREFIXES - 1
     assert parse_request(body(LS_REFS, DELIM, *lines, FLUSH)) == LsRefs()
+
+
+@pytest.mark.slow
+def test_prefixes_that_are_too_many_are_not_kept() -> None:
+    """What 200,000 prefixes leave behind is what the first 65,536 of them take."""
+    wire = body(LS_REFS, DELIM, *[b"ref-prefix %d" % n for n in range(200_000)], FLUSH)
+    tracemalloc.start()
+    try:
+        assert parse_request(wire) == LsRefs()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # 5.5 MB where this was written; kept, they would take 17 MB, and as lines 41 MB.
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("newline", [b"", b"\n"])
+def test_a_prefix_is_no_longer_than_a_name_that_a_packet_can_tell(newline: bytes) -> None:
+    """So each that is read can be asked of an upstream, where a newline must fit as well."""
+    longest = (b"refs/pull/" + b"x" * MAX_DATA)[: MAX_DATA - len(b"%s %s\n" % (A, b""))]
+    asked = parse_request(body(LS_REFS, DELIM, b"ref-prefix " + longest + newline, FLUSH))
+    assert isinstance(asked, LsRefs)
+    wire = encode_ls_refs_request(prefixes=asked.prefixes, unborn=False, agent="goblet/0.1")
+    assert longest in wire
+    for line in (b"ref-prefix " + longest + b"x", (b"ref-prefix " + longest * 2)[:MAX_DATA]):
+        with pytest.raises(ProtocolError, match="no ref's name is so long"):
+            parse_request(body(LS_REFS, DELIM, line[: MAX_DATA - len(newline)] + newline, FLUSH))
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        (b"",),
+        (b"frotz",),
+        (LS_REFS, DELIM, b""),
+        (LS_REFS, DELIM, DELIM),
+        (LS_REFS, FLUSH, FLUSH),
+        (b"command=fetch", DELIM, b""),
+        (b"command=fetch", DELIM, b"want zz"),
+        (b"command=fetch", DELIM, b"want " + A, b"want " + B),
+    ],
+)
+def test_nothing_is_read_behind_what_is_refused(packets: tuple[Packet, ...]) -> None:
+    """Bytes that are no packet follow, so reading on would be another error."""
+    with pytest.raises(ProtocolError) as raised:
+        parse_request(body(*packets) + b"<html>", limits=Limits(wants=1))
+    assert "pkt-line" not in str(raised.value)
+
+
+@pytest.mark.parametrize("head", [b"", body(LS_REFS, DELIM), body(b"command=fetch", DELIM)])
+def test_millions_of_empty_lines_cost_no_more_than_one(head: bytes) -> None:
+    wire = head + b"0004" * 2_000_000 + b"0000"
+    begun = time.thread_time()
+    with pytest.raises(ProtocolError, match=r"unexpected line ''|unknown capability ''"):
+        parse_request(wire)
+    # 0.1 ms where this was written; reading all of them first took 2 s.
+    assert time.thread_time() - begun < 0.1
+
+
+def test_capabilities_are_counted_with_the_server_options() -> None:
+    limits = Limits(capabilities=3)
+    three = (b"command=fetch", b"server-option=a", b"server-option=b")
+    asked = parse_request(body(*three, FLUSH), limits=limits)
+    assert asked.server_options == (b"a", b"b")
+    for more in (b"server-option=c", b"agent=x"):
+        with pytest.raises(ProtocolError, match="more than 3 capabilities in one request"):
+            parse_request(body(*three, more, FLUSH), limits=limits)
+
+
+@pytest.mark.parametrize("line", [b"peel", b"ref-prefix a"])
+def test_repeated_lines_are_bounded_too(line: bytes) -> None:
+    limits = Limits(packets=6)
+    assert parse_request(body(LS_REFS, DELIM, line, line, line, FLUSH), limits=limits)
+    with pytest.raises(ProtocolError, match="more than 6 packets in one body"):
+        parse_request(body(LS_REFS, DELIM, line, line, line, line, FLUSH), limits=limits)
 
 
 def test_limits_are_the_callers() -> None:

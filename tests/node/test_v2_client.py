@@ -279,6 +279,14 @@ def test_an_answer_must_be_refs_each_once_and_a_flush(answered: bytes) -> None:
         parse_ls_refs(answered)
 
 
+@pytest.mark.parametrize("packets", [(b"",), (b"zz refs/heads/main",), (FLUSH, FLUSH)])
+def test_nothing_is_read_behind_what_is_no_answer(packets: tuple[Packet, ...]) -> None:
+    """Bytes that are no packet follow, so reading on would be another error."""
+    with pytest.raises(ProtocolError) as raised:
+        parse_ls_refs(body(*packets) + b"<html>")
+    assert "pkt-line" not in str(raised.value)
+
+
 @pytest.mark.parametrize("tail", [b"", b"0000"])
 def test_what_the_upstream_refuses_with_is_its_sentence(tail: bytes) -> None:
     refused = body(A + b" refs/heads/main\n") + encode_error("access denied\r\n") + tail

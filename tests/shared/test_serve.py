@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -110,6 +111,56 @@ async def test_an_idle_connection_is_closed_after_keep_alive() -> None:
         stream = await server.ask(GET)
         await read_answer(stream)
         assert await stream.receive_some() == b""
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def back_to(descriptors: int) -> None:
+    """Wait until no more descriptors are open than these, for far less than any keep-alive."""
+    with trio.fail_after(2):
+        while open_descriptors() > descriptors:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_a_connection_whose_client_left_after_its_answer_is_closed_at_once() -> None:
+    async with serving(hello, keep_alive=60) as server:
+        before = open_descriptors()
+        streams = [await server.ask(GET) for _ in range(20)]
+        for stream in streams:
+            await read_answer(stream)
+        assert open_descriptors() >= before + 40
+        for stream in streams:
+            await stream.aclose()
+        await back_to(before)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+async def test_a_client_that_left_early_keeps_nothing_open_once_the_app_has_ended(
+    resets: bool,
+) -> None:
+    """The app answers to its end although nobody is there, as one that notices late does."""
+    begun, left, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await left.wait()
+        await hello(scope, receive, send)
+        ended.set()
+
+    async with serving(deaf, keep_alive=60) as server:
+        before = open_descriptors()
+        stream = await server.ask(GET)
+        await begun.wait()
+        if resets:
+            linger = struct.pack("ii", 1, 0)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        left.set()
+        await ended.wait()
+        await back_to(before)
 
 
 async def test_no_header_tells_what_software_answers() -> None:

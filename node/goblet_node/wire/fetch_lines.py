@@ -8,6 +8,7 @@ import re
 
 from goblet_node.errors import ProtocolError
 from goblet_node.wire.names import as_object_id, is_ref_name, shown
+from goblet_node.wire.pktline import Marker, Packet
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch, Limits
 
@@ -31,11 +32,30 @@ _FLAGS = frozenset(
 )
 
 
+def client_line(packet: Packet) -> bytes:
+    """Return the line that a client sent, without its newline.
+
+    Raises:
+        ProtocolError: it is a marker, or more than one line.
+    """
+    if isinstance(packet, Marker):
+        raise ProtocolError(f"unexpected {packet.name.lower()} packet in a request")
+    line = packet[:-1] if packet.endswith(b"\n") else packet
+    # git reads C strings: what stands behind a NUL would mean nothing to an
+    # upstream that this request may be passed to.
+    if b"\0" in line or b"\n" in line:
+        raise ProtocolError(f"NUL or newline inside the line {shown(line)}")
+    return line
+
+
 class FetchLines:
-    """Take a request's lines one by one, then give the Fetch that they say."""
+    """Take a request's lines one by one, then give the Fetch that they say.
+
+    `object_format` may be set while lines are taken, for those that follow.
+    """
 
     def __init__(self, *, object_format: str, limits: Limits) -> None:
-        self._object_format = object_format
+        self.object_format = object_format
         self._ids: dict[bytes, dict[ObjectId, None]] = {b"want": {}, b"have": {}, b"shallow": {}}
         self._names: dict[bytes, dict[bytes, None]] = {b"want-ref": {}, b"deepen-not": {}}
         self._numbers: dict[bytes, int] = {}
@@ -59,12 +79,14 @@ class FetchLines:
         word, _, value = line.partition(b" ")
         if (ids := self._ids.get(word)) is not None:
             ids[self._object_id(value, line)] = None
-            self._bound(word, len(ids))
+            if len(ids) > self._most[word]:
+                raise self._too_many(word)
         elif line in _FLAGS:
             self._flags.add(line)
         elif (names := self._names.get(word)) is not None:
             names[self._name(word, value, line)] = None
-            self._bound(word, len(names))
+            if len(names) > self._most[word]:
+                raise self._too_many(word)
         elif word == b"deepen":
             self._numbers[word] = _number(value, line, most=MAX_DEPTH)
         elif word == b"deepen-since":
@@ -112,13 +134,13 @@ class FetchLines:
             agent=agent,
             session_id=session_id,
             server_options=server_options,
-            object_format=self._object_format,
+            object_format=self.object_format,
         )
 
     def _object_id(self, value: bytes, line: bytes) -> ObjectId:
-        oid = as_object_id(value, self._object_format)
+        oid = as_object_id(value, self.object_format)
         if oid is None:
-            raise ProtocolError(f"expected a {self._object_format} object id in {shown(line)}")
+            raise ProtocolError(f"expected a {self.object_format} object id in {shown(line)}")
         return oid
 
     def _name(self, word: bytes, name: bytes, line: bytes) -> bytes:
@@ -129,11 +151,9 @@ class FetchLines:
             raise ProtocolError(f"duplicate {shown(line)}")
         return name
 
-    def _bound(self, word: bytes, count: int) -> None:
-        if count > self._most[word]:
-            raise ProtocolError(
-                f"more than {self._most[word]} {word.decode()} lines in one request"
-            )
+    def _too_many(self, word: bytes) -> ProtocolError:
+        most = self._most[word]
+        return ProtocolError(f"more than {most} {word.decode()} lines in one request")
 
 
 def _number(value: bytes, line: bytes, *, most: int) -> int:

@@ -6,7 +6,9 @@ markers) and `gitprotocol-pack` (side-band-64k).
 
 from binascii import Error as NotHexadecimal
 from binascii import unhexlify
+from collections.abc import Iterator
 from enum import Enum, IntEnum
+from itertools import count
 from typing import TypeAlias
 
 from goblet_node.errors import ProtocolError
@@ -138,28 +140,46 @@ class PacketReader:
             return bytes(view[body:end])
 
 
-def decode_all(body: bytes) -> list[Packet]:
-    """Return the packets of a body that is complete.
+def packets_of(body: bytes, *, most: int | None = None) -> Iterator[Packet]:
+    """Yield the packets of a body that is complete, each only when it is asked for.
+
+    So whoever refuses a packet pays for none behind it: 16 MB may hold four million.
 
     Raises:
-        ProtocolError: a length is wrong, or the body ends inside a packet.
+        ProtocolError: a length is wrong, the body ends inside a packet, or there are
+            more packets than `most`.
     """
-    packets: list[Packet] = []
     start, size = 0, len(body)
-    while start < size:
+    # Lines of ids have one length: read again only where it changes.
+    last, length = b"", 0
+    for _ in count() if most is None else range(most):
+        if start == size:
+            return
         data = start + 4
         if data > size:
             raise ProtocolError(f"body of {size} bytes ends inside a packet's length")
-        length = _length(body[start:data])
+        head = body[start:data]
+        if head != last:
+            last, length = head, _length(head)
         if length < 4:
-            packets.append(_MARKERS[length])
+            yield _MARKERS[length]
             start = data
             continue
         start += length
         if start > size:
             raise ProtocolError(f"body of {size} bytes ends inside a packet of {length} bytes")
-        packets.append(body[data:start])
-    return packets
+        yield body[data:start]
+    if start < size:
+        raise ProtocolError(f"more than {most} packets in one body")
+
+
+def decode_all(body: bytes) -> list[Packet]:
+    """Return the packets of a body that is complete and known to be small.
+
+    Raises:
+        ProtocolError: a length is wrong, or the body ends inside a packet.
+    """
+    return list(packets_of(body))
 
 
 def _length(head: bytes) -> int:

@@ -14,18 +14,25 @@ from goblet_node.wire.refs import ObjectId
 class Limits:
     """How much one request may ask for before it is refused.
 
-    Reading a line takes about four times its 50 bytes (54 MB at the peak for
-    262,144 wants, measured), so the size of a body alone would be a loose bound. A
-    clone of a repository with 30,000 refs sends 30,000 wants; a client that
+    What was read of a line takes twice its 50 bytes (30 MB at the peak for 262,144
+    wants, measured) beside the body that holds it, so the size of a body alone would
+    be a loose bound. A clone of a repository with 30,000 refs sends 30,000 wants; a client that
     negotiates over HTTP repeats its common haves and adds at most a tenth to them
     each round (LARGE_FLUSH and next_flush in git's fetch-pack.c), so a quarter of a
     million is beyond both.
+
+    `capabilities` counts what a client says before its arguments in version 2, its
+    server options among them, and the different words behind its wants in version
+    0: git knows some twenty. `packets` counts everything, repeated lines too, which
+    no other limit counts: as many wants and haves as allowed, and some more.
     """
 
     wants: int = 262_144
     haves: int = 262_144
     shallow: int = 262_144
     refs: int = 65_536
+    capabilities: int = 256
+    packets: int = 600_000
 
 
 # TOO_MANY_PREFIXES in git's ls-refs.c: from here on git answers with every ref,

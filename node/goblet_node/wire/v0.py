@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from goblet_node.errors import ProtocolError
 from goblet_node.wire.answers import AckMode, SideBand, V0Dialect
-from goblet_node.wire.fetch_lines import FetchLines
+from goblet_node.wire.fetch_lines import FetchLines, client_line
 from goblet_node.wire.names import OBJECT_FORMATS, shown
-from goblet_node.wire.pktline import Marker, Packet, decode_all, encode
+from goblet_node.wire.pktline import Marker, Packet, encode, packets_of
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_node.wire.requests import Fetch, Limits
 
@@ -103,12 +103,10 @@ def parse_request(body: bytes, *, limits: Limits | None = None) -> tuple[Fetch, 
     Raises:
         ProtocolError: the body is anything else, or asks for more than `limits`.
     """
-    packets = iter(decode_all(body))
-    lines, said = _read_wants(packets)
-    collected = FetchLines(object_format=_object_format(said), limits=limits or Limits())
-    for line in lines:
-        collected.take(line)
-    wants_something = any(line.startswith(b"want ") for line in lines)
+    limits = limits or Limits()
+    packets = packets_of(body, most=limits.packets)
+    collected = FetchLines(object_format="sha1", limits=limits)
+    said, wants_something = _read_wants(packets, collected, most=limits.capabilities)
     negotiates = wants_something and _read_haves(packets, collected)
     for argument in _ARGUMENTS:
         if argument in said:
@@ -124,24 +122,41 @@ def parse_request(body: bytes, *, limits: Limits | None = None) -> tuple[Fetch, 
     )
 
 
-def _read_wants(packets: Iterable[Packet]) -> tuple[list[bytes], dict[bytes, None]]:
-    """Take the packets up to the first flush; return their lines bare, and the capabilities."""
-    lines: list[bytes] = []
+def _read_wants(
+    packets: Iterable[Packet], collected: FetchLines, *, most: int
+) -> tuple[dict[bytes, None], bool]:
+    """Take the packets up to the first flush; return the capabilities, and whether there is a want.
+
+    Ids that come before the first want are read as sha1: the grammar has it first.
+    """
     said: dict[bytes, None] = {}
+    wants_something = False
     for packet in packets:
         if packet is Marker.FLUSH:
-            return lines, said
-        line = _line(packet)
+            return said, wants_something
+        line = client_line(packet)
         word, _, rest = line.partition(b" ")
         if word == b"want":
+            wants_something = True
             oid, _, capabilities = rest.partition(b" ")
-            lines.append(b"want " + oid)
-            said.update(dict.fromkeys(capabilities.split()))
-        elif word in _BESIDE_WANTS:
-            lines.append(line)
-        else:
+            if capabilities:
+                line = b"want " + oid
+                if _are_new(capabilities, said, most=most):
+                    collected.object_format = _object_format(said)
+        elif word not in _BESIDE_WANTS:
             raise ProtocolError(f"unexpected line {shown(line)} among the wants")
+        collected.take(line)
     raise ProtocolError("the request does not reach the flush packet after its wants")
+
+
+def _are_new(capabilities: bytes, said: dict[bytes, None], *, most: int) -> bool:
+    """Add a want's capabilities to what was `said`; return whether there is one more now."""
+    before = len(said)
+    words = capabilities.split(maxsplit=most)
+    said.update(dict.fromkeys(words))
+    if len(words) > most or len(said) > most:
+        raise ProtocolError(f"more than {most} capabilities in one request")
+    return len(said) > before
 
 
 def _read_haves(packets: Iterable[Packet], collected: FetchLines) -> bool:
@@ -151,7 +166,7 @@ def _read_haves(packets: Iterable[Packet], collected: FetchLines) -> bool:
         is_empty = False
         if packet is Marker.FLUSH:
             return True
-        line = _line(packet)
+        line = client_line(packet)
         if line != b"done" and not line.startswith(b"have "):
             raise ProtocolError(f"unexpected line {shown(line)} among the haves")
         collected.take(line)
@@ -160,17 +175,6 @@ def _read_haves(packets: Iterable[Packet], collected: FetchLines) -> bool:
     if not is_empty:
         raise ProtocolError("the request ends among its haves: want done or a flush packet")
     return False
-
-
-def _line(packet: Packet) -> bytes:
-    if isinstance(packet, Marker):
-        raise ProtocolError(f"unexpected {packet.name.lower()} packet in a request")
-    line = packet[:-1] if packet.endswith(b"\n") else packet
-    # git reads C strings: what stands behind a NUL would mean nothing to an
-    # upstream that this request may be passed to.
-    if b"\0" in line or b"\n" in line:
-        raise ProtocolError(f"NUL or newline inside the line {shown(line)}")
-    return line
 
 
 def _object_format(said: Iterable[bytes]) -> str:

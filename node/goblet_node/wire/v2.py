@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from goblet_node.errors import ProtocolError
-from goblet_node.wire.fetch_lines import FetchLines
+from goblet_node.wire.fetch_lines import FetchLines, client_line
 from goblet_node.wire.names import OBJECT_FORMATS, shown
-from goblet_node.wire.pktline import Marker, Packet, decode_all, encode
+from goblet_node.wire.pktline import MAX_DATA, Marker, Packet, encode, packets_of
 from goblet_node.wire.refs import Ref
 from goblet_node.wire.requests import TOO_MANY_PREFIXES, Fetch, Limits, LsRefs
 
@@ -22,6 +22,12 @@ PACKFILE_SECTION = encode(b"packfile\n")
 _PIECE = 64 * 1024
 
 _LS_REFS_FLAGS = frozenset({b"peel", b"symrefs", b"unborn"})
+
+# A packet that tells a ref holds its id, a space, its name and a newline, so no name
+# is longer than this leaves room for, and ours to an upstream has room for a newline.
+_LONGEST_PREFIX_LINE = len(b"ref-prefix ") + MAX_DATA - 42
+
+_NO_END = "the request does not end with a flush packet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +104,14 @@ def parse_request(body: bytes, *, limits: Limits | None = None) -> LsRefs | Fetc
     Raises:
         ProtocolError: the body is anything else, or asks for more than `limits`.
     """
-    capabilities, arguments = _split(body)
-    preamble = _read_preamble(capabilities)
+    limits = limits or Limits()
+    packets = packets_of(body, most=limits.packets)
+    preamble = _read_preamble(packets, most=limits.capabilities)
     if preamble.command == b"ls-refs":
-        return _read_ls_refs(arguments, preamble)
+        return _read_ls_refs(_arguments(packets, preamble), preamble)
     if preamble.command == b"fetch":
-        lines = FetchLines(object_format=preamble.object_format, limits=limits or Limits())
-        for line in arguments:
+        lines = FetchLines(object_format=preamble.object_format, limits=limits)
+        for line in _arguments(packets, preamble):
             lines.take(line)
         return lines.fetch(
             agent=preamble.agent,
@@ -115,37 +122,6 @@ def parse_request(body: bytes, *, limits: Limits | None = None) -> LsRefs | Fetc
     raise ProtocolError(f"unknown command {shown(preamble.command)}")
 
 
-def _split(body: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Return the lines before the delim and those after it, without their newlines."""
-    before: list[bytes] = []
-    after: list[bytes] = []
-    lines = before
-    packets = iter(decode_all(body))
-    for packet in packets:
-        if packet is Marker.FLUSH:
-            break
-        if isinstance(packet, bytes):
-            lines.append(_line(packet))
-        elif packet is Marker.DELIM and lines is before:
-            lines = after
-        else:
-            raise ProtocolError(f"unexpected {packet.name.lower()} packet in a request")
-    else:
-        raise ProtocolError("the request does not end with a flush packet")
-    if next(packets, None) is not None:
-        raise ProtocolError("the request goes on after its flush packet")
-    return before, after
-
-
-def _line(packet: bytes) -> bytes:
-    line = packet[:-1] if packet.endswith(b"\n") else packet
-    # git reads C strings: what stands behind a NUL would mean nothing to an
-    # upstream that this request may be passed to.
-    if b"\0" in line or b"\n" in line:
-        raise ProtocolError(f"NUL or newline inside the line {shown(line)}")
-    return line
-
-
 @dataclass(slots=True)
 class _Preamble:
     command: bytes = b""
@@ -153,34 +129,60 @@ class _Preamble:
     session_id: bytes | None = None
     object_format: str = "sha1"
     server_options: list[bytes] = field(default_factory=list)
+    has_arguments: bool = False
 
 
-def _read_preamble(capabilities: Iterable[bytes]) -> _Preamble:
+def _read_preamble(packets: Iterable[Packet], *, most: int) -> _Preamble:
+    """Take the packets up to the delim, or the flush where no argument follows."""
     preamble = _Preamble()
-    for line in capabilities:
-        key, equals, value = line.partition(b"=")
-        match key if equals else b"":
-            case b"command":
-                if preamble.command:
-                    raise ProtocolError(
-                        f"command {shown(value)} requested after already requesting "
-                        f"command {shown(preamble.command)}"
-                    )
-                preamble.command = value
-            case b"agent":
-                preamble.agent = value
-            case b"session-id":
-                preamble.session_id = value
-            case b"server-option":
-                preamble.server_options.append(value)
-            case b"object-format":
-                preamble.object_format = _object_format(value)
-            case _:
-                # serve.c dies too: a client may name only what was advertised.
-                raise ProtocolError(f"unknown capability {shown(line)}")
+    for number, packet in enumerate(packets):
+        if packet is Marker.FLUSH or packet is Marker.DELIM:
+            preamble.has_arguments = packet is Marker.DELIM
+            break
+        if number == most:
+            raise ProtocolError(f"more than {most} capabilities in one request")
+        _take_capability(client_line(packet), preamble)
+    else:
+        raise ProtocolError(_NO_END)
     if not preamble.command:
         raise ProtocolError("no command requested")
     return preamble
+
+
+def _take_capability(line: bytes, preamble: _Preamble) -> None:
+    key, equals, value = line.partition(b"=")
+    match key if equals else b"":
+        case b"command":
+            if preamble.command:
+                raise ProtocolError(
+                    f"command {shown(value)} requested after already requesting "
+                    f"command {shown(preamble.command)}"
+                )
+            preamble.command = value
+        case b"agent":
+            preamble.agent = value
+        case b"session-id":
+            preamble.session_id = value
+        case b"server-option":
+            preamble.server_options.append(value)
+        case b"object-format":
+            preamble.object_format = _object_format(value)
+        case _:
+            # serve.c dies too: a client may name only what was advertised.
+            raise ProtocolError(f"unknown capability {shown(line)}")
+
+
+def _arguments(packets: Iterator[Packet], preamble: _Preamble) -> Iterator[bytes]:
+    """Yield the lines behind the preamble, and see to it that the request ends with its flush."""
+    if preamble.has_arguments:
+        for packet in packets:
+            if packet is Marker.FLUSH:
+                break
+            yield client_line(packet)
+        else:
+            raise ProtocolError(_NO_END)
+    if next(packets, None) is not None:
+        raise ProtocolError("the request goes on after its flush packet")
 
 
 def _object_format(value: bytes) -> str:
@@ -193,18 +195,28 @@ def _object_format(value: bytes) -> str:
 def _read_ls_refs(arguments: Iterable[bytes], preamble: _Preamble) -> LsRefs:
     flags: set[bytes] = set()
     prefixes: dict[bytes, None] = {}
+    asks_for_all = False
     for line in arguments:
         if line in _LS_REFS_FLAGS:
             flags.add(line)
         elif line.startswith(b"ref-prefix "):
+            if len(line) > _LONGEST_PREFIX_LINE:
+                raise ProtocolError(
+                    f"{shown(line)} has {len(line)} bytes: no ref's name is so long"
+                )
+            if asks_for_all:
+                continue
             prefixes[line.removeprefix(b"ref-prefix ")] = None
+            if len(prefixes) == TOO_MANY_PREFIXES:
+                asks_for_all = True
+                prefixes.clear()
         else:
             raise ProtocolError(f"unexpected line {shown(line)}")
     return LsRefs(
         peel=b"peel" in flags,
         symrefs=b"symrefs" in flags,
         unborn=b"unborn" in flags,
-        prefixes=tuple(prefixes) if len(prefixes) < TOO_MANY_PREFIXES else (),
+        prefixes=tuple(prefixes),
         agent=preamble.agent,
         session_id=preamble.session_id,
         server_options=tuple(preamble.server_options),

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from goblet_node.errors import ProtocolError, UpstreamError
 from goblet_node.wire.names import as_object_id, is_ref_name
-from goblet_node.wire.pktline import Marker, Packet, PacketReader, decode_all, encode
+from goblet_node.wire.pktline import Marker, Packet, PacketReader, encode, packets_of
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_node.wire.requests import Fetch, LsRefs
 
@@ -211,15 +211,19 @@ def parse_ls_refs(body: bytes) -> tuple[Ref, ...]:
         RemoteError: the upstream refused with an `ERR` packet.
         ProtocolError: the answer is incomplete, or names what no repository can have.
     """
-    packets = decode_all(body)
-    is_ended = bool(packets) and packets[-1] is Marker.FLUSH
-    refs = tuple([_ref(line_of(packet)) for packet in (packets[:-1] if is_ended else packets)])
-    # After the lines: an upstream that refuses says ERR and no flush.
-    if not is_ended:
+    refs: list[Ref] = []
+    packets = packets_of(body)
+    for packet in packets:
+        if packet is Marker.FLUSH:
+            break
+        refs.append(_ref(line_of(packet)))
+    else:
         raise ProtocolError("the answer to ls-refs does not end with a flush packet")
+    if next(packets, None) is not None:
+        raise ProtocolError("the answer to ls-refs goes on after its flush packet")
     if len({ref.name for ref in refs}) != len(refs):
         raise ProtocolError("the answer to ls-refs names a ref twice")
-    return refs
+    return tuple(refs)
 
 
 def _ref(line: bytes) -> Ref:
