@@ -169,7 +169,9 @@ class Node:
             offered = tuple(
                 feature for feature in KNOWN_FEATURES if grant.advertisement.has("fetch", feature)
             )
-            features = v2.Advertised(fetch=offered)
+            features = v2.Advertised(
+                fetch=offered, server_option=grant.advertisement.has("server-option")
+            )
             body = v2.encode_advertisement(agent=self._agent, features=features)
             await reply.whole(200, [kind, *NOT_TO_BE_KEPT], body)
             return

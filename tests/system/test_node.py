@@ -571,6 +571,16 @@ def test_what_is_not_git_is_refused_with_a_sentence(bench: Bench, name: str) -> 
     assert "pushInsteadOf" in push.text
 
 
+def test_server_options_are_taken(bench: Bench, name: str, tmp_path: Path) -> None:
+    """They mean something to some hosts; a mirror has no use for them."""
+    bench.warm(name, tmp_path)
+    option = "--server-option=trace=1"
+    git("ls-remote", "--quiet", option, bench.url(name))
+    dest = clone(bench.url(name), tmp_path / "clone", option)
+    git("fetch", "--quiet", option, cwd=dest)
+    fsck(dest)
+
+
 def test_a_forward_proxy_request_is_served(bench: Bench, name: str, tmp_path: Path) -> None:
     """A client with http.proxy sends the absolute form."""
     proxy = bench.node.base
