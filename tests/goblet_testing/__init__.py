@@ -10,6 +10,6 @@ to any of them by hand-made requests, clients by other people's git clients. com
 and holders judge what they got.
 
 For single rooms: packs, mirrors, faults and committer for the mirror; upload_pack,
-host, dialects, ancestry, strategies and fuzz for the wire; router and unruly for the
+host, loopback, dialects, ancestry, strategies and fuzz for the wire; router and unruly for the
 router.
 """

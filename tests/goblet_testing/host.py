@@ -1,12 +1,7 @@
 """A git host on loopback that speaks both dialects: what it says is ours, the packs are git's."""
 
-import gzip
-import threading
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from goblet_node.serve.negotiate import negotiate
 from goblet_node.wire import v0, v2
@@ -15,12 +10,13 @@ from goblet_node.wire.pktline import encode_error
 from goblet_node.wire.requests import Fetch, LsRefs
 from goblet_testing.ancestry import History, cut_by_git
 from goblet_testing.dialects import pack_by_git
+from goblet_testing.loopback import LoopbackServer
 from goblet_testing.upload_pack import refs_of_git
 
 _FEATURES = v2.Advertised(fetch=("shallow", "wait-for-done", "filter"), server_option=True)
 
 
-class Host:
+class Host(LoopbackServer):
     """A git host on loopback for clients of every version: packs are git's, all else is ours.
 
     `turns` holds, for every fetch that a client made, its request, its dialect and
@@ -34,48 +30,7 @@ class Host:
         self.breakage: str | None = None
         self._repo = repo
         self._capabilities = capabilities
-        host = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self._answer(host.advertise(self.headers["Git-Protocol"] or ""))
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                self._answer(host.answer(self.headers["Git-Protocol"] or "", body))
-
-            def _answer(self, content: bytes) -> None:
-                self.send_response(200)
-                suffix = "advertisement" if self.command == "GET" else "result"
-                self.send_header("Content-Type", f"application/x-git-upload-pack-{suffix}")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Keep the test's output quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/repo.git"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__()
 
     def taken(self) -> list[tuple[Fetch, Dialect, bytes]]:
         """Return the turns so far and forget them."""
