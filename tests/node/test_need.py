@@ -407,6 +407,20 @@ def test_a_chain_of_tags_is_included_whole(line: Line) -> None:
     )
 
 
+def test_a_new_tag_on_what_the_client_has_comes_when_history_is_to_end_before_it(
+    line: Line,
+) -> None:
+    """git sends the tagged commit again, since it cuts off what the client has, too."""
+    outer, inner = line.oid("outer"), line.oid("inner")
+    tags = ((outer, line.c[5]),)
+    with LogReader(line.log.packs(), line.log.table()) as reader:
+        edge = boundary(reader, wants=[line.c[5]], shallow=[], deepen=2)
+    whole = line.ask(wants=(line.c[5],), haves=(line.c[5],), tags=tags)
+    ending = line.ask(wants=(line.c[5],), haves=(line.c[5],), tags=tags, boundary=edge)
+    assert whole.objects == set()
+    assert ending.objects == {outer, inner}
+
+
 def test_of_a_client_that_filters_only_its_haves_are_certain(line: Line) -> None:
     """It may lack every blob and tree that they reach."""
     sent = line.ask(wants=(line.c[5],), haves=(line.c[3],), filter=parse_filter("blob:none"))

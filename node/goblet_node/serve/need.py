@@ -112,7 +112,7 @@ class _Answer:
             sent &= ~self._trees.known.mask()
             with_client |= self._trees.met.mask()
         sent |= self._named.mask()
-        sent[self._tags_of(sent)] = True
+        sent[self._tags_of(sent | self._cut_off_again(walked))] = True
         return Needed(rows=np.flatnonzero(sent), with_client=np.flatnonzero(with_client & ~sent))
 
     def _starts(self) -> list[ObjectId]:
@@ -206,6 +206,17 @@ class _Answer:
         if self._question.filter is None:
             certain.update(map(raw_id, walked.known))
         return certain.mask()
+
+    def _cut_off_again(self, walked: Walked) -> NDArray[np.bool_]:
+        """Return commits that the client has and git would send it all the same.
+
+        git cuts off what the client has, too, where history is to end: so it sends
+        commits behind that end anew, and with them their tags, which may be new.
+        """
+        again = Rows(self._table)
+        if self._question.boundary is not None:
+            again.update(map(raw_id, walked.known))
+        return again.mask()
 
     def _tags_of(self, sent: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the annotated tags, with those they point at, that end at what is sent."""
