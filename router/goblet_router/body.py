@@ -1,6 +1,5 @@
 """A request's body: read from the client once, sent to as many nodes as memory allows."""
 
-import httpx
 import trio
 
 from goblet_router.errors import ClientGone, ClientTooSlow, NotRepeatable
@@ -10,7 +9,7 @@ from goblet_shared.asgi import Message, Receive
 _REPLAY_CHUNK = 64 * 1024
 
 
-class ReplayableBody(httpx.AsyncByteStream):
+class ReplayableBody:
     """What the client sends, as a stream that can be begun again while little of it was read.
 
     Each iteration is one pass from the first byte. Passes do not overlap: a new

@@ -1,23 +1,27 @@
 """The way to one node: its connections, one attempt at a time, and what can go wrong on it.
 
-The only module that meets httpx's exceptions. It uses httpx's transport and not
-its client: a client keeps one cookie jar for all users, adds headers of its own
-and logs every URL.
+The only module that meets httpcore's exceptions. It uses single connections of httpcore,
+on which httpx stands: what httpx adds (a cookie jar for all users, headers of its own,
+a log line for every URL) has no place in a proxy, and each of its layers costs once a
+chunk.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-import httpx
+import httpcore
 import trio
 
 from goblet_router.body import ReplayableBody
 from goblet_router.config import Member
 from goblet_router.errors import AnswerCut, FailureKind, NodeFailed, StaleConnection
 from goblet_router.headers import DECLINED_HEADER, Headers
+from goblet_router.wide import WideReads
 from goblet_shared.contract import ROUTER_KEEPALIVE_EXPIRY
 
 
@@ -25,6 +29,8 @@ class _Leave(Protocol):
     def __call__(self, *, is_whole: bool) -> Awaitable[None]: ...
 
 
+# Everything that a connection may meet once it was asked for something.
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
 # Closing a socket takes no time; what could is a TLS farewell to a dead node.
 _CLOSE_GRACE = 1.0
 
@@ -57,23 +63,30 @@ class Lane:
     """All connections to one node.
 
     Each node has its own, so that a node that hangs can use up only its own
-    connections. And each connection has a transport of its own: httpx's pool looks
-    at every connection for every idle one at each request, which with 500 idle
-    connections is a quarter of a million looks.
+    connections. They are kept here: httpcore's pool looks at every connection for
+    every idle one at each request, which with 500 idle connections is a quarter of a
+    million looks.
     """
 
     def __init__(
         self, member: Member, *, limits: Limits, tls: ssl.SSLContext, on_stale: Callable[[], None]
     ) -> None:
         self._node = member.name
-        self._url = httpx.URL(member.url)
+        parts = urlsplit(member.url)
+        assert parts.hostname is not None  # config.py holds members to it
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._authority = parts.netloc.encode("idna")
+        self._origin = httpcore.Origin(
+            parts.scheme.encode("ascii"), parts.hostname.encode("idna"), port
+        )
+        self._backend = WideReads(httpcore.TrioBackend())
         self._limits = limits
         self._tls = tls
         self._on_stale = on_stale
         self._room = trio.Semaphore(limits.connections)
         # All mutable state: idle connections, and since when, the latest on top.
         # The top is taken first, so those that a rush left behind grow old.
-        self._idle: list[tuple[httpx.AsyncHTTPTransport, float]] = []
+        self._idle: list[tuple[httpcore.AsyncHTTPConnection, float]] = []
 
     async def begin(self, ask: Ask) -> "Answer":
         """Return the node's answer as soon as its head is here; the caller closes it.
@@ -88,27 +101,27 @@ class Lane:
         """
         await self._enter()
         try:
-            if self._idle and not ask.may_outgrow:
+            if not ask.may_outgrow and (kept := await self._kept()) is not None:
                 try:
-                    return await self._attempt(self._idle.pop()[0], ask)
+                    return await self._attempt(kept, ask)
                 except StaleConnection:
                     self._on_stale()
-            return await self._attempt(self._transport(), ask)
+            return await self._attempt(self._connection(), ask)
         except BaseException:
             self._room.release()
             raise
 
     async def probe(self) -> bool:
         """Tell whether the node says that it is ready, on a connection of its own."""
-        request = httpx.Request("GET", self._url.copy_with(path="/readyz"))
-        transport = self._transport()
+        connection = self._connection()
+        request = self._request(b"GET", b"/readyz", headers=[], body=None, extensions={})
         try:
-            response = await transport.handle_async_request(request)
-        except httpx.TransportError:
+            response = await connection.handle_async_request(request)
+        except _BROKEN:
             return False
         finally:
-            await _close(transport)
-        return response.status_code == httpx.codes.OK
+            await _close(connection)
+        return response.status == HTTPStatus.OK
 
     async def aclose(self) -> None:
         """Close what is idle; what is in use is closed by those who use it."""
@@ -122,27 +135,54 @@ class Lane:
         text = f"{self._node}: all {self._limits.connections} connections are in use"
         raise NodeFailed(text, node=self._node, kind=FailureKind.BUSY)
 
-    async def _leave(self, transport: httpx.AsyncHTTPTransport, *, is_whole: bool) -> None:
+    async def _kept(self) -> httpcore.AsyncHTTPConnection | None:
+        """Return an idle connection that the node has not closed, if there is one."""
+        while self._idle:
+            connection = self._idle.pop()[0]
+            if not connection.has_expired():
+                return connection
+            await _close(connection)
+        return None
+
+    async def _leave(self, connection: httpcore.AsyncHTTPConnection, *, is_whole: bool) -> None:
         """Keep the connection of an answer that was read to its end; close any other."""
         self._room.release()
         now = trio.current_time()
-        old = [] if is_whole else [transport]
+        old = [] if is_whole else [connection]
         if is_whole:
-            self._idle.append((transport, now))
+            self._idle.append((connection, now))
         while self._idle and self._idle[0][1] < now - ROUTER_KEEPALIVE_EXPIRY:
             old.append(self._idle.pop(0)[0])
         for one in old:
             await _close(one)
 
-    def _transport(self) -> httpx.AsyncHTTPTransport:
-        limits = httpx.Limits(
-            max_connections=1,
-            max_keepalive_connections=1,
+    def _connection(self) -> httpcore.AsyncHTTPConnection:
+        return httpcore.AsyncHTTPConnection(
+            self._origin,
+            ssl_context=self._tls,
             keepalive_expiry=ROUTER_KEEPALIVE_EXPIRY,
+            network_backend=self._backend,
         )
-        return httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False, limits=limits)
 
-    async def _attempt(self, transport: httpx.AsyncHTTPTransport, ask: Ask) -> "Answer":
+    def _request(
+        self,
+        method: bytes,
+        target: bytes,
+        *,
+        headers: Headers,
+        body: ReplayableBody | None,
+        extensions: dict[str, Any],
+    ) -> httpcore.Request:
+        origin = self._origin
+        return httpcore.Request(
+            method,
+            httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target),
+            headers=[(b"host", self._authority), *headers],
+            content=body,
+            extensions=extensions,
+        )
+
+    async def _attempt(self, connection: httpcore.AsyncHTTPConnection, ask: Ask) -> "Answer":
         connected = False
 
         async def trace(event: str, _: dict[str, Any]) -> None:
@@ -156,37 +196,37 @@ class Lane:
             "write": self._limits.idle,
             "read": self._limits.first_byte,
         }
-        request = httpx.Request(
-            ask.method,
-            self._url,
-            headers=[(b"host", self._url.netloc), *ask.headers],
-            stream=ask.body,
-            extensions={"timeout": waits, "trace": trace, "target": ask.target},
+        request = self._request(
+            ask.method.encode("ascii"),
+            ask.target,
+            headers=ask.headers,
+            body=ask.body,
+            extensions={"timeout": waits, "trace": trace},
         )
         try:
-            response = await transport.handle_async_request(request)
+            response = await connection.handle_async_request(request)
         except BaseException as exc:
-            await _close(transport)
-            if isinstance(exc, httpx.TransportError):
+            await _close(connection)
+            if isinstance(exc, _BROKEN):
                 raise self._failure(exc, was_kept=not connected) from exc
             raise
         waits["read"] = self._limits.idle
-        leave = partial(self._leave, transport)
+        leave = partial(self._leave, connection)
         return Answer(response, node=self._node, idle=self._limits.idle, leave=leave)
 
-    def _failure(self, exc: httpx.TransportError, *, was_kept: bool) -> NodeFailed:
+    def _failure(self, exc: Exception, *, was_kept: bool) -> NodeFailed:
         node, limits = self._node, self._limits
         match exc:
-            case httpx.ConnectTimeout():
+            case httpcore.ConnectTimeout():
                 text = f"{node}: no connection in {limits.connect:g} s"
                 return NodeFailed(text, node=node, kind=FailureKind.UNREACHABLE)
-            case httpx.ConnectError():
+            case httpcore.ConnectError():
                 text = f"{node}: connection refused"
                 return NodeFailed(text, node=node, kind=FailureKind.UNREACHABLE)
-            case httpx.WriteTimeout():
+            case httpcore.WriteTimeout():
                 text = f"{node}: took nothing of the request for {limits.idle:g} s"
                 return NodeFailed(text, node=node, kind=FailureKind.TIMEOUT)
-            case httpx.TimeoutException():
+            case httpcore.TimeoutException():
                 text = f"{node}: no answer in {limits.first_byte:g} s"
                 return NodeFailed(text, node=node, kind=FailureKind.TIMEOUT)
         failure = StaleConnection if was_kept else NodeFailed
@@ -199,14 +239,14 @@ class Answer:
     """The head of a node's answer, and its body chunk by chunk, undecoded."""
 
     def __init__(
-        self, response: httpx.Response, *, node: str, idle: float, leave: "_Leave"
+        self, response: httpcore.Response, *, node: str, idle: float, leave: "_Leave"
     ) -> None:
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self.status = response.status_code
-        self.headers: Headers = response.headers.raw
+        assert isinstance(response.stream, AsyncIterable)
+        self.status = response.status
+        self.headers: Headers = response.headers
         self._node = node
         self._idle = idle
-        self._stream = response.stream
+        self._response = response
         self._chunks = aiter(response.stream)
         self._leave = leave
         self._begun = self._is_whole = False
@@ -214,7 +254,7 @@ class Answer:
     @property
     def is_declined(self) -> bool:
         """Whether the node asks us to take another; any other answer stands."""
-        return self.status == httpx.codes.SERVICE_UNAVAILABLE and any(
+        return self.status == HTTPStatus.SERVICE_UNAVAILABLE and any(
             name.lower() == DECLINED_HEADER for name, _ in self.headers
         )
 
@@ -227,9 +267,9 @@ class Answer:
         self._begun = True
         try:
             chunk = await anext(self._chunks, None)
-        except httpx.TimeoutException as exc:
+        except httpcore.TimeoutException as exc:
             raise AnswerCut(f"{self._node}: its answer stopped for {self._idle:g} s") from exc
-        except httpx.TransportError as exc:
+        except _BROKEN as exc:
             raise AnswerCut(f"{self._node}: its answer broke off") from exc
         self._is_whole = chunk is None
         return chunk
@@ -240,19 +280,19 @@ class Answer:
         Call it once.
         """
         with trio.move_on_after(_CLOSE_GRACE, shield=True):
-            await self._stream.aclose()
-            # The body is four generators deep and we hold only the outermost.
-            # Dropped half way, the inner ones are left to the garbage collector,
+            await self._response.aclose()
+            # The body is two generators deep and we hold only the outer one.
+            # Dropped half way, the inner one is left to the garbage collector,
             # of which trio warns. Reading on from the closed connection ends
-            # them all, after at most what was received already.
+            # both, after at most what was received already.
             while self._begun and not self._is_whole:
                 try:
                     await anext(self._chunks)
-                except (StopAsyncIteration, httpx.TransportError):
+                except (StopAsyncIteration, *_BROKEN):
                     break
         await self._leave(is_whole=self._is_whole)
 
 
-async def _close(transport: httpx.AsyncHTTPTransport) -> None:
+async def _close(connection: httpcore.AsyncHTTPConnection) -> None:
     with trio.move_on_after(_CLOSE_GRACE, shield=True):
-        await transport.aclose()
+        await connection.aclose()

@@ -37,7 +37,7 @@ async def test_the_owner_gets_the_request_and_the_client_its_answer() -> None:
         assert not it.nodes[1].seen
 
 
-async def test_a_node_sees_the_clients_headers_and_none_of_httpxs() -> None:
+async def test_a_node_sees_the_clients_headers_and_none_of_httpcores() -> None:
     async with stand() as it:
         request = f"GET {REFS} HTTP/1.1\r\nHost: goblet\r\nConnection: close\r\n\r\n".encode()
         await it.router.exchange(request)
