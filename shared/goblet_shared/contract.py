@@ -9,6 +9,8 @@ NodeName = NewType("NodeName", str)
 NODE_HEADER = b"goblet-node"
 CACHE_HEADER = b"goblet-cache"
 REQUEST_ID_HEADER = b"x-request-id"
+# Seconds since upstream was asked, on an answer that was not asked for anew.
+AGE_HEADER = b"goblet-age"
 
 # The router lets go of an idle connection first; the node keeps it at least
 # twice as long. Equal times are a race in which a healthy node looks dead.

@@ -14,12 +14,15 @@ from typing import Any
 import trio
 
 from goblet_shared.asgi import ASGIApp, Message, Receive, Scope, Send, header
+from goblet_shared.parts import ZEROCOPY
 
 # How much of the rest is read and dropped before the connection is closed, and for
 # how long at most. git's own request bodies are hardly ever larger; and whoever
 # sends more has had two seconds to see the answer.
 LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
+
+_BODY = frozenset({"http.response.body", ZEROCOPY})
 
 
 def lingering(app: ASGIApp) -> ASGIApp:
@@ -60,7 +63,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+        ends = message["type"] in _BODY and not message.get("more_body", False)
         if not ends or self._request_is_over:
             self._answer_is_over = self._answer_is_over or ends
             await self._send(message)

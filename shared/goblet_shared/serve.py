@@ -14,13 +14,14 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 from goblet_shared.asgi import ASGIApp, Receive, Scope, Send
 from goblet_shared.errors import GobletError
 from goblet_shared.linger import lingering
+from goblet_shared.resident import Pages
+from goblet_shared.zerocopy import ZeroCopyServer
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ _MAX_HEAD = 32 * 1024
 # hypercorn counts requests on a connection and then says `Connection: close`. A
 # router talks to its nodes over the same connections for days.
 _REQUESTS_PER_CONNECTION = 1_000_000
+
+# Threads that may wait for a disk at once, so that files can be sent that are not in
+# memory. Enough to keep a disk busy; a disk that hangs takes no more with it.
+_DISK_READERS = 16
 
 
 def listening_socket(address: str, *, stalled_after: float = STALLED_AFTER) -> socket.socket:
@@ -76,7 +81,8 @@ async def serve(
     is set. What still runs `grace` seconds later is cut off. An exception of the
     app after its answer began cuts the connection, so that no client takes a torn
     answer for a whole one; before that, hypercorn answers 500. `listener` is closed
-    at the end. The app sees `http` scopes only: no lifespan, no websockets.
+    at the end. The app sees `http` scopes only: no lifespan, no websockets. It may
+    send files (parts.py) where the scope offers it.
     """
     connections = _Connections(app, keep_alive)
     async with trio.open_nursery() as watching:
@@ -121,6 +127,7 @@ class _Connections:
         self._app = ASGIWrapper(cast(ASGIFramework, _http_only(lingering(app))))
         self._config = _config(keep_alive)
         self._context = WorkerContext(max_requests=None)
+        self._pages = Pages(readers=_DISK_READERS)
         # All mutable state: the connections that are open. Changed without an await.
         self._open: set[trio.SocketStream] = set()
 
@@ -153,7 +160,9 @@ class _Connections:
             # hypercorn looks at a stream's attributes to tell plain TCP from TLS.
             tls_or_plain = cast("trio.SSLStream[trio.SocketStream]", stream)
             state = ConnectionState({})
-            await _Connection(self._app, self._config, self._context, state, tls_or_plain)
+            await _Connection(
+                self._app, self._config, self._context, state, tls_or_plain, pages=self._pages
+            )
         except* Exception as failures:
             # One connection's failure must not end the others: a malformed upgrade
             # to HTTP/2 fails in hypercorn. Without messages and traceback, which
@@ -163,7 +172,7 @@ class _Connections:
             self._open.discard(stream)
 
 
-class _Connection(TCPServer):
+class _Connection(ZeroCopyServer):
     """One connection, which is closed as soon as its client has left.
 
     hypercorn's own waits for its idle timer too, so it would keep the descriptor of

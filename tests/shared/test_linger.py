@@ -6,6 +6,7 @@ import trio.testing
 
 from goblet_shared.asgi import ASGIApp, Message, Receive, Scope, Send, send_text
 from goblet_shared.linger import LINGER_BYTES, LINGER_SECONDS, lingering
+from goblet_shared.parts import ZEROCOPY, FileSpan
 
 CHUNK = 64 * 1024
 POST: Scope = {
@@ -69,6 +70,25 @@ async def test_an_answer_after_the_whole_request_passes_unchanged(
     await app(scope, direct.receive, direct.send)
     await run(app, wrapped, scope)
     assert wrapped.sent == direct.sent
+
+
+async def refuse_with_a_file(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer as `refuse` does, with a file whose message is the last."""
+    await send({"type": "http.response.start", "status": 400, "headers": []})
+    await send({"type": ZEROCOPY, "parts": [FileSpan(file=9, offset=0, count=9)]})
+
+
+async def test_the_rest_of_a_short_body_is_read_before_an_answer_ends_with_a_file() -> None:
+    wire = Wire(3)
+    await run(refuse_with_a_file, wire, POST)
+    _, body, end = wire.sent
+    assert body == {
+        "type": ZEROCOPY,
+        "parts": [FileSpan(file=9, offset=0, count=9)],
+        "more_body": True,
+    }
+    assert end == {"type": "http.response.body", "body": b""}
+    assert wire.unread == 0
 
 
 async def test_the_rest_of_a_short_body_is_read_before_the_answer_ends() -> None:

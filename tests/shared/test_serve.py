@@ -8,8 +8,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -17,67 +17,15 @@ import pytest
 import trio
 import trio.testing
 
-from goblet_shared.asgi import ASGIApp, Receive, Scope, Send, send_text
+from goblet_shared.asgi import Receive, Scope, Send, send_text
 from goblet_shared.errors import GobletError
 from goblet_shared.serve import listening_socket, serve, stop_on_signals
+from goblet_testing.serving import read_all, read_answer, serving
 
 CHUNK = bytes(64 * 1024)
 # More than the kernel's buffers of both ends take: sending it to a client that does
 # not read blocks for good.
 FLOOD = bytes(16 * 2**20)
-
-
-class Server:
-    """Where `serving` serves, with clients that are closed when it ends."""
-
-    def __init__(self, address: tuple[str, int], clients: AsyncExitStack) -> None:
-        self.address = address
-        self.stop = trio.Event()
-        self._clients = clients
-
-    async def connect(self) -> trio.SocketStream:
-        return await self._clients.enter_async_context(await trio.open_tcp_stream(*self.address))
-
-    async def ask(self, request: bytes) -> trio.SocketStream:
-        """Send a request over a new connection."""
-        stream = await self.connect()
-        await stream.send_all(request)
-        return stream
-
-
-@asynccontextmanager
-async def serving(
-    app: ASGIApp, *, keep_alive: float = 60, grace: float = 5, stalled_after: float = 60
-) -> AsyncIterator[Server]:
-    listener = listening_socket("127.0.0.1:0", stalled_after=stalled_after)
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery, AsyncExitStack() as clients:
-            server = Server(listener.getsockname(), clients)
-            serve_app = partial(
-                serve,
-                app,
-                listener=listener,
-                keep_alive=keep_alive,
-                grace=grace,
-                stop=server.stop,
-            )
-            await nursery.start(serve_app)
-            yield server
-            server.stop.set()
-
-
-async def read_all(stream: trio.SocketStream) -> bytes:
-    return b"".join([chunk async for chunk in stream])
-
-
-async def read_answer(stream: trio.SocketStream) -> bytes:
-    """Read one answer that has a Content-Length."""
-    got = b""
-    while not (head := re.match(rb"(?s).*?content-length: (\d+)\r\n.*?\r\n\r\n", got)):
-        got += await stream.receive_some()
-    while len(got) < head.end() + int(head[1]):
-        got += await stream.receive_some()
-    return got
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
