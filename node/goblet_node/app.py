@@ -8,17 +8,18 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from functools import lru_cache
+from typing import TypeVar
 
 import trio
 
 from goblet_node.access import Access
 from goblet_node.body import BadEncoding, Bodies, ClientGone, TooManyBodies
 from goblet_node.errors import ProtocolError, UpstreamError
-from goblet_node.fill.refresh import Refresher
-from goblet_node.fill.refs import RefsDesk, question_for
-from goblet_node.fill.upstream import POST_TYPE, Grant, Refused, Upstream
+from goblet_node.fill.failures import Refused
+from goblet_node.fill.upstream import POST_TYPE, Grant
 from goblet_node.metrics import NodeMetrics
+from goblet_node.serve.advertise import Advertiser
 from goblet_node.serve.answer import Answerer
 from goblet_node.serve.reply import NOT_TO_BE_KEPT, RESULT, Reply
 from goblet_node.serve.sending import Asked
@@ -29,16 +30,20 @@ from goblet_node.wire.requests import Fetch, LsRefs
 from goblet_shared import asgi, contract, repo_key
 from goblet_shared.errors import BadRequest, GobletError
 from goblet_shared.git_route import Endpoint, Route, is_own, parse_target
+from goblet_shared.parts import ZEROCOPY
 
 log = logging.getLogger(__name__)
 
-# Features of v2 `fetch` that we may offer: those whose requests we read. Offered
-# only where upstream has them too, since it may be the one to answer.
-KNOWN_FEATURES = ("shallow", "wait-for-done", "filter")
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PROBE = b"0000"
 # Bodies from here on are read in a thread, 10 ms at the least: others must not wait.
 PARSED_AT_ONCE = 256 * 1024
+# 200 jobs of a CI send the same bytes, and to read those of an ls-refs takes 35 us.
+# So many bodies of so many bytes are remembered for that, with what they say.
+REMEMBERED_BODIES = 512
+REMEMBERED_BODY = 4096
+
+T = TypeVar("T")
 
 
 class NotServed(BadRequest):
@@ -54,27 +59,23 @@ class Node:
         self,
         *,
         name: str,
-        agent: str,
         access: Access,
-        desk: RefsDesk,
-        refresher: Refresher,
+        advertiser: Advertiser,
         answerer: Answerer,
-        upstream: Upstream,
         metrics: NodeMetrics,
         own: asgi.ASGIApp,
         bodies: Bodies,
     ) -> None:
         """Answer what git_route does not know with `own`."""
         self._name = name
-        self._agent = agent
         self._access = access
-        self._desk = desk
-        self._refresher = refresher
+        self._advertiser = advertiser
         self._answerer = answerer
-        self._upstream = upstream
         self._metrics = metrics
         self._own = own
         self._bodies = bodies
+        self._parse_v2 = _remembering(_parse_v2)
+        self._parse_v0 = _remembering(_parse_v0)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request; every exception ends here."""
@@ -84,7 +85,13 @@ class Node:
         started = time.monotonic()
         given = asgi.header(scope, contract.REQUEST_ID_HEADER) or b""
         request_id = given if _SANE_REQUEST_ID.fullmatch(given) else _new_request_id()
-        reply = Reply(send=send, node=self._name, request_id=request_id, metrics=self._metrics)
+        reply = Reply(
+            send=send,
+            node=self._name,
+            request_id=request_id,
+            metrics=self._metrics,
+            takes_files=ZEROCOPY in (scope.get("extensions") or {}),
+        )
         route: Route | None = None
         error = ""
         with self._metrics.in_flight.track_inprogress():
@@ -149,7 +156,7 @@ class Node:
         reply: Reply,
     ) -> None:
         if route.endpoint is Endpoint.INFO_REFS:
-            await _while_there(receive, lambda: self._info_refs(grant, scope, reply))
+            await self._info_refs(grant, scope, receive, reply)
             return
         # Nobody is made to wait for a body, nor we to keep one, before the check.
         kind = asgi.header(scope, b"content-type")
@@ -157,41 +164,21 @@ class Node:
             raise BadEncoding(f"content-type {kind!r} is not that of a git request")
         encoding = asgi.header(scope, b"content-encoding")
         async with self._bodies.reading(receive, encoding=encoding) as body:
-            await _while_there(receive, lambda: self._upload_pack(grant, body, scope, reply))
+            await self._upload_pack(grant, body, scope, receive, reply)
 
-    async def _info_refs(self, grant: Grant, scope: asgi.Scope, reply: Reply) -> None:
-        if not grant.can_be_mirrored:
-            await self._forward_info_refs(grant, scope, reply)
-            return
+    async def _info_refs(
+        self, grant: Grant, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
+    ) -> None:
         version = _version(scope)
-        kind = (b"content-type", b"application/x-git-upload-pack-advertisement")
-        if version == 2:
-            offered = tuple(
-                feature for feature in KNOWN_FEATURES if grant.advertisement.has("fetch", feature)
-            )
-            features = v2.Advertised(
-                fetch=offered, server_option=grant.advertisement.has("server-option")
-            )
-            body = v2.encode_advertisement(agent=self._agent, features=features)
-            await reply.whole(200, [kind, *NOT_TO_BE_KEPT], body)
-            return
-        refs = await self._desk.ask(grant, None)
-        await self._refresher.heard(grant, refs)
-        await reply.start(200, [kind, *NOT_TO_BE_KEPT])
-        for piece in v0.encode_advertisement(refs, agent=self._agent, version=version):
-            await reply.send(piece)
-
-    async def _forward_info_refs(self, grant: Grant, scope: asgi.Scope, reply: Reply) -> None:
         passed = _passed_on(scope, (b"git-protocol", b"accept", b"accept-encoding"))
-        passed.setdefault("accept-encoding", "identity")
-        async with self._upstream.forward_info_refs(grant, passed) as answer:
-            await reply.start(answer.status, answer.headers)
-            async with aclosing(answer.body) as chunks:
-                async for chunk in chunks:
-                    await reply.send(chunk)
+        await _while_there(
+            receive,
+            lambda: self._advertiser.info_refs(passed, grant, reply, version=version),
+            waits=self._advertiser.waits(grant, None, version=version),
+        )
 
     async def _upload_pack(
-        self, grant: Grant, body: bytes, scope: asgi.Scope, reply: Reply
+        self, grant: Grant, body: bytes, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
     ) -> None:
         if body == _PROBE:
             # What git sends before a body above http.postBuffer, without naming a
@@ -201,9 +188,9 @@ class Node:
         passed = _passed_on(scope, (b"git-protocol", b"accept"))
         if not grant.can_be_mirrored:
             reply.note = "another protocol or object format"
-            await self._answerer.forward(body, passed, grant, reply)
+            await _while_there(receive, lambda: self._answerer.forward(body, passed, grant, reply))
             return
-        parse = _parse_v2 if _version(scope) == 2 else v0.parse_request
+        parse = self._parse_v2 if _version(scope) == 2 else self._parse_v0
         if len(body) < PARSED_AT_ONCE:
             request, dialect = parse(body)
         else:
@@ -211,17 +198,16 @@ class Node:
         if request.object_format != "sha1":
             raise ProtocolError("this repository names its objects with sha1")
         if isinstance(request, LsRefs):
-            await self._ls_refs(grant, request, reply)
+            listing = request
+            await _while_there(
+                receive,
+                lambda: self._advertiser.ls_refs(listing, grant, reply),
+                waits=self._advertiser.waits(grant, listing),
+            )
         else:
             asked = Asked(fetch=request, dialect=dialect, body=body, headers=passed)
-            await self._answerer.answer(asked, grant, reply)
-
-    async def _ls_refs(self, grant: Grant, request: LsRefs, reply: Reply) -> None:
-        refs = await self._desk.ask(grant, question_for(request.prefixes))
-        await self._refresher.heard(grant, refs)
-        await reply.start(200, [RESULT, *NOT_TO_BE_KEPT])
-        for piece in v2.encode_ls_refs(refs, request):
-            await reply.send(piece)
+            if not await self._answerer.answer_at_hand(asked, grant, reply):
+                await _while_there(receive, lambda: self._answerer.answer(asked, grant, reply))
 
     async def _fail(self, exc: Exception, reply: Reply, request_id: bytes) -> str:
         """Tell the client what happened, if it can still be told; return it for the log."""
@@ -243,14 +229,28 @@ class Node:
         return str(exc)
 
 
-async def _while_there(receive: asgi.Receive, answer: Callable[[], Awaitable[None]]) -> None:
-    """Answer, unless the client leaves before all was sent: then raise ClientGone."""
+async def _while_there(
+    receive: asgi.Receive, answer: Callable[[], Awaitable[None]], *, waits: bool = True
+) -> None:
+    """Answer, unless the client leaves before all was sent: then raise ClientGone.
+
+    What `waits` for nothing is not worth the 50 us of watching the client.
+    """
+    if not waits:
+        await answer()
+        return
     is_whole = False
     async with asgi.cancelled_on_disconnect(receive):
         await answer()
         is_whole = True
     if not is_whole:
         raise ClientGone
+
+
+def _remembering(parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Return `parse`, which is pure, with a memory for bodies that come again and again."""
+    known = lru_cache(REMEMBERED_BODIES)(parse)
+    return lambda body: known(body) if len(body) <= REMEMBERED_BODY else parse(body)
 
 
 def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:
@@ -260,6 +260,10 @@ def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:
 
 def _parse_v2(body: bytes) -> tuple[LsRefs | Fetch, Dialect]:
     return v2.parse_request(body), V2Dialect()
+
+
+def _parse_v0(body: bytes) -> tuple[LsRefs | Fetch, Dialect]:
+    return v0.parse_request(body)
 
 
 def _version(scope: asgi.Scope) -> int:

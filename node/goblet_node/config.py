@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, PlainValidator, field_validator, model_validator
 
 from goblet_node.fill.connections import is_proxy_url
 from goblet_node.fill.hosts import BadUpstream, Upstreams
+from goblet_node.mirror.budget import BadCap, Cap
 from goblet_shared import contract
 from goblet_shared.settings import ProcessSettings
 
@@ -16,6 +17,15 @@ from goblet_shared.settings import ProcessSettings
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _cap(given: object) -> Cap:
+    if isinstance(given, Cap):
+        return given
+    try:
+        return Cap.parse(str(given))
+    except BadCap as exc:
+        raise ValueError(str(exc)) from None
 
 
 class NodeSettings(ProcessSettings):
@@ -80,6 +90,47 @@ class NodeSettings(ProcessSettings):
         description="After a failed refresh, how long a repository's clients are passed on to "
         "upstream before it is tried again.",
     )
+    freshness_seconds: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a repository's refs, once listed, are told to others without "
+        "asking upstream again; such answers carry their age in Goblet-Age. With 0 only those "
+        "who ask at the same time share one question. A push is seen by fetches so much later.",
+    )
+    refs_memory_bytes: ByteSize = Field(
+        default=ByteSize(128 * 1024 * 1024),
+        description="The most memory for refs that were listed, and as much again for the "
+        "answers that were made of them.",
+    )
+    mirror_after: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="From which shallow, filtered or otherwise partial request on a repository "
+        "is mirrored, within mirror_after_within_seconds; before, they are passed on to "
+        "upstream. With 0 never for their sake. A whole clone has it mirrored at once.",
+    )
+    mirror_after_within_seconds: Seconds = Field(
+        3600.0, description="In which time the requests of mirror_after must come."
+    )
+    never_mirror: list[str] = Field(
+        default_factory=list,
+        description="Repositories that are never mirrored but always passed on, as a glob on "
+        "HOST/PATH such as 'github.com/org/huge*'; repeat it for each. Case does not matter, "
+        "and * matches slashes too. A mirror that is there is deleted at the start.",
+    )
+    max_mirror_refs: int = Field(
+        1_000_000,
+        ge=1,
+        description="The most branches and tags of a mirror. A repository with more is passed "
+        "on to upstream.",
+    )
+    retry_too_large_seconds: Seconds = Field(
+        3600.0,
+        description="How long a repository that proved too large for a mirror is passed on to "
+        "upstream before it is tried again.",
+    )
     max_request_bytes: ByteSize = Field(
         ByteSize(64 * 1024 * 1024), description="The largest request body, decoded."
     )
@@ -90,6 +141,38 @@ class NodeSettings(ProcessSettings):
     )
     body_idle_seconds: Seconds = Field(
         default=30.0, description="The longest pause inside a request's body."
+    )
+    cache_bytes: Annotated[Cap, PlainValidator(_cap)] = Field(
+        Cap(share=0.8),
+        description="The most disk for mirrors and recordings together, and for what is being "
+        "written: a size such as 200GB, or a share of the size of the cache root's file system "
+        "such as 80%, fixed at the start. To keep it recordings go first, then mirrors that "
+        "nobody uses, the least recently used before others.",
+    )
+    max_mirror_bytes: ByteSize | None = Field(
+        None,
+        description="The largest mirror. A repository that is larger is passed on to upstream.",
+    )
+    recordings_bytes: ByteSize = Field(
+        ByteSize(10 * 1024 * 1024 * 1024),
+        description="The most disk for recorded answers, of what cache_bytes allows for all. "
+        "The least recently used go first. With 0 none is recorded.",
+    )
+    record_after: int = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="From which time on that it is asked a question is recorded that one "
+        "client asks to go on from what it has. Clones of any depth and filter are recorded "
+        "at once.",
+    )
+    record_whole_after: int = Field(
+        8,
+        ge=0,
+        le=1_000_000,
+        description="From which time on that it is asked a whole clone is recorded that the mirror "
+        "can send as it lies: one file costs less CPU still, and its size on the disk again. "
+        "With 0 it never is.",
     )
     max_object_bytes: ByteSize = Field(
         ByteSize(2 * 1024 * 1024 * 1024),
@@ -112,6 +195,27 @@ class NodeSettings(ProcessSettings):
         ge=1,
         description="The most connections to upstreams for packs and what else is passed on, "
         "and as many again for access checks and refs.",
+    )
+    tidy_quiet_seconds: Seconds = Field(
+        10.0,
+        description="A mirror's small packs are joined, and a worn one is made anew, when nobody "
+        "has asked for it for so long and the node has little else to do.",
+    )
+    tidy_within_seconds: Seconds = Field(
+        600.0, description="After so long a mirror is tidied though the node is busy."
+    )
+    renew_orphan_percent: float = Field(
+        25.0,
+        ge=1,
+        le=100,
+        description="A mirror is made anew, from itself, when more of its bytes than this are "
+        "reached by no branch or tag any more.",
+    )
+    renew_depth: int = Field(
+        200,
+        ge=60,
+        description="A mirror is made anew, from itself, when an object of it is made of more "
+        "deltas than this.",
     )
     keep_alive_seconds: Seconds = Field(
         contract.NODE_KEEPALIVE,

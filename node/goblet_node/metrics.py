@@ -1,6 +1,6 @@
 """The node's metrics. No label grows with repositories, refs or callers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -55,12 +55,67 @@ class NodeMetrics:
             "Bytes of packs received from upstreams into mirrors.",
             registry=registry,
         )
+        self.tidied = Counter(
+            "goblet_node_tidied_total",
+            "Mirrors that were seen to while it was quiet, by what came of it: segments joined, "
+            "the log renewed, left as it is because it is not worn, or failed.",
+            ["outcome"],
+            registry=registry,
+        )
         self._mirrors = Gauge(
             "goblet_node_mirrors",
             "Repositories that this node holds a mirror of.",
             registry=registry,
         )
 
+        self.recorded = Counter(
+            "goblet_node_recorded_answers_total",
+            "Answers made for all who ask the same, by what became of them: kept, not kept, "
+            "failed, or abandoned because nobody followed any more.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.evictions = Counter(
+            "goblet_node_evictions_total",
+            "Mirrors, and batches of recordings, that were deleted to make room.",
+            ["kind"],
+            registry=registry,
+        )
+        self.evicted_bytes = Counter(
+            "goblet_node_evicted_bytes_total",
+            "Bytes of mirrors and recordings that were deleted to make room.",
+            ["kind"],
+            registry=registry,
+        )
+        self.no_room = Counter(
+            "goblet_node_no_room_total",
+            "Claims of disk space that were refused, because all else was in use.",
+            registry=registry,
+        )
+        self._disk_bytes = Gauge(
+            "goblet_node_disk_bytes",
+            "Bytes of the cache's disk: taken by mirrors, taken by recordings, "
+            "claimed by writes under way.",
+            ["kind"],
+            registry=registry,
+        )
+        self._disk_cap = Gauge(
+            "goblet_node_disk_cap_bytes",
+            "The most that goblet_node_disk_bytes may be in all.",
+            registry=registry,
+        )
+
+    def count_disk_with(self, bytes_of: Mapping[str, Callable[[], float]], *, cap: int) -> None:
+        """Have the gauge of each kind of disk use ask its function each time it is read."""
+        for kind, count in bytes_of.items():
+            self._disk_bytes.labels(kind).set_function(count)
+        self._disk_cap.set(cap)
+
     def count_mirrors_with(self, count: Callable[[], float]) -> None:
         """Have the gauge of mirrors ask `count` each time it is read."""
         self._mirrors.set_function(count)
+
+    def requests_in_flight(self) -> int:
+        """Return how many git requests are being answered now."""
+        (found,) = self.in_flight.collect()
+        return int(found.samples[0].value)

@@ -8,13 +8,13 @@ disk returned them).
 
 import binascii
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
 
 from dulwich import pack as dulwich_pack
-from dulwich.errors import ApplyDeltaError, ObjectFormatException
-from dulwich.objects import parse_tree
+from dulwich.errors import ApplyDeltaError
 
 from goblet_node.errors import UpstreamError
 from goblet_node.wire.refs import ObjectId
@@ -31,10 +31,14 @@ _TYPE_NAMES = {COMMIT: b"commit", TREE: b"tree", BLOB: b"blob", TAG: b"tag"}
 _TYPES = {name: number for number, name in _TYPE_NAMES.items()}
 _HEX_DIGITS = frozenset(b"0123456789abcdef")
 
-# A tree entry of this mode names a commit of another repository (a submodule):
-# the only reference that a closed log need not hold.
-_GITLINK = 0o160000
-_MODE_FORMAT = 0o170000
+# Entries of a tree: an octal mode, a name, a raw id. Possessive, since nothing is to be
+# tried again: a broken tree of a hundred megabytes is refused in one pass.
+_TREE = re.compile(rb"(?:[0-7]++ [^\0]++\0.{20})*+", re.DOTALL)
+# Of each entry its id, or nothing if its mode says that it names a commit of another
+# repository (a submodule): the only reference that a closed log need not hold.
+_TREE_ENTRY = re.compile(
+    rb"(?:[0-7]*[1357]6[0-7]{4} [^\0]+\0.{20}|[0-7]+ [^\0]+\0(.{20}))", re.DOTALL
+)
 
 # Two sizes, each a varint of at most ten bytes for 64 bits, begin a delta.
 DELTA_SIZES_SPAN = 20
@@ -127,24 +131,26 @@ def apply_delta(base: bytes, delta: bytes) -> bytes:
         raise ObjectBroken(f"a delta does not fit its base: {exc}") from exc
 
 
-def references(kind: int, content: bytes) -> Sequence[ObjectId]:
-    """Return the objects that must be there for this one to be whole, gitlinks excepted.
+def raw_references(kind: int, content: bytes) -> tuple[bytes, int]:
+    """Return the objects that must be there for this one to be whole, and when it was committed.
+
+    The first are raw ids, end to end: of a commit its tree, then its parents in order;
+    of a tree its entries in order, gitlinks excepted; of a tag its target. The second
+    is in seconds since 1970, and 0 for all but commits.
 
     Raises:
         ObjectBroken: The content is not an object of that kind.
     """
     if kind == TREE:
-        try:
-            entries = parse_tree(content, RAW_ID_SIZE)
-            return [ObjectId(oid) for _, mode, oid in entries if mode & _MODE_FORMAT != _GITLINK]
-        except (ObjectFormatException, ValueError) as exc:
-            raise ObjectBroken(f"a tree cannot be parsed: {exc}") from exc
+        if not _TREE.fullmatch(content):
+            raise ObjectBroken("a tree cannot be parsed")
+        return b"".join(_TREE_ENTRY.findall(content)), 0
     if kind == COMMIT:
         commit = parse_commit(content)
-        return (commit.tree, *commit.parents)
+        return binascii.unhexlify(b"".join((commit.tree, *commit.parents))), commit.committed
     if kind == TAG:
-        return (parse_tag(content).target,)
-    return ()
+        return raw_id(parse_tag(content).target), 0
+    return b"", 0
 
 
 def parse_commit(content: bytes) -> Commit:

@@ -14,7 +14,7 @@ from goblet_testing.gitcli import git, hermetic_env
 from goblet_testing.seen import Asked
 
 _BLOCK = 1 << 16
-_UPLOAD_PACK = {
+UPLOAD_PACK = {
     "GIT_CONFIG_COUNT": "4",
     "GIT_CONFIG_KEY_0": "uploadpack.allowFilter",
     "GIT_CONFIG_VALUE_0": "true",
@@ -40,7 +40,7 @@ def cgi_env(root: Path, asked: Asked, headers: dict[str, str], user: str | None)
     """Return the variables by which http-backend learns what is asked of it."""
     repo = asked.repo + ".git" if (root / f"{asked.repo}.git").is_dir() else asked.repo
     env = {
-        **_UPLOAD_PACK,
+        **UPLOAD_PACK,
         "GATEWAY_INTERFACE": "CGI/1.1",
         "GIT_PROJECT_ROOT": str(root),
         "GIT_HTTP_EXPORT_ALL": "1",

@@ -1,9 +1,10 @@
 """A process that commits to a mirror without end, to be killed at any moment.
 
 Run as a script it reads a line `FIRST ROOT`, forks a child that opens the root
-and commits number FIRST, FIRST + 1, ..., and waits for the child's death. The
-fork saves importing everything for each of many kills. On its stdout: the
-child's process id, a line for each commit that returned, and `over`.
+and commits number FIRST, FIRST + 1, ..., joining segments now and then, and waits
+for the child's death. The fork saves importing everything for each of many kills.
+On its stdout: the child's process id, a line for each commit that returned, and
+`over`.
 """
 
 import os
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from goblet_node.mirror.disk import Disk
+from goblet_node.mirror.log import Mirror
+from goblet_node.mirror.merge import JoinJob, join_segments
 from goblet_node.mirror.store import MirrorStore
 from goblet_node.wire.refs import Ref
 from goblet_shared.repo_key import RepoKey
@@ -23,6 +26,7 @@ from goblet_testing.mirrors import blob_id, grow
 
 _KEY = RepoKey("example.org/one")
 _DROP_EVERY = 25
+_JOIN_AT = 3
 
 
 def content_of(number: int) -> bytes:
@@ -46,10 +50,20 @@ def commit_without_end(root: Path, first: int) -> None:
             os.write(1, b"dropping\n")
             store.drop(_KEY)
             mirror = None
-        new = mirror is None or not mirror.holds(blob_id(content_of(number)))
-        grow(store, _KEY, refs_at(number), [content_of(number)] if new else [])
+        new = mirror is None or mirror.missing([blob_id(content_of(number))])
+        mirror = grow(store, _KEY, refs_at(number), [content_of(number)] if new else [])
+        if len(mirror.segments) >= _JOIN_AT:
+            join(store, mirror)
         os.write(1, b"%d\n" % number)
         number += 1
+
+
+def join(store: MirrorStore, mirror: Mirror) -> None:
+    """Make one segment of all."""
+    scratch = store.new_scratch()
+    joined = join_segments(JoinJob(segments=mirror.files, scratch=scratch))
+    store.replace(mirror, 0, len(mirror.segments), joined)
+    store.discard_scratch(scratch)
 
 
 class Committer:

@@ -57,6 +57,7 @@ class FaultDisk(Disk):
         self._limbo = limbo
         self._fault = fault
         self._awaited: tuple[str, Kind] | None = None
+        self._is_refused: Callable[[str], bool] = lambda step: False
         self.steps: list[str] = []
         # Identities (inode, size, mtime) of files whose content is durable. Limbo
         # keeps a link to whatever was removed, so no inode is used twice.
@@ -67,6 +68,10 @@ class FaultDisk(Disk):
     def fail_next(self, name: str, kind: Kind) -> None:
         """Let `kind` happen at the next step of this name."""
         self._awaited = (name, kind)
+
+    def refuse(self, is_refused: Callable[[str], bool]) -> None:
+        """Refuse every step from now on whose name says that it is to be refused."""
+        self._is_refused = is_refused
 
     def write(self, path: Path, content: bytes) -> None:
         with self._step(f"write {path.name}", half=lambda: path.write_bytes(content[::2])):
@@ -99,6 +104,14 @@ class FaultDisk(Disk):
                 self._added(target, lambda: target.unlink(missing_ok=True))
             else:
                 self._added(target, lambda: _restore(replaced, target))
+
+    def date(self, path: Path, seconds: float) -> None:
+        with self._step(f"date {path.name}"):
+            is_synced = _identity(path) in self._synced
+            super().date(path, seconds)
+            # A file's time is not its content: a cut may lose the one and not the other.
+            if is_synced:
+                self._synced.add(_identity(path))
 
     def create_directory(self, path: Path) -> None:
         with self._step(f"create {path.name}"):
@@ -141,6 +154,8 @@ class FaultDisk(Disk):
         kind = self._fault.kind if self._fault and self._fault.step == number else None
         if self._awaited is not None and self._awaited[0] == name:
             kind, self._awaited = self._awaited[1], None
+        if self._is_refused(name):
+            kind = Kind.REFUSED
         if kind is Kind.CUT_BEFORE:
             self._cut(name)
         if kind is Kind.REFUSED:

@@ -9,7 +9,7 @@ from goblet_node.mirror.intake import Intake, IntakeJob, take_in
 from goblet_node.mirror.log import Mirror
 from goblet_node.mirror.refs import tips
 from goblet_node.mirror.store import MirrorStore
-from goblet_node.wire.refs import ObjectId, Ref
+from goblet_node.wire.refs import JoinedIds, ObjectId, Ref
 from goblet_shared.repo_key import RepoKey
 
 _BLOB = 3
@@ -46,10 +46,10 @@ def take_blobs(
     job = IntakeJob(
         received=received,
         scratch=scratch,
-        segments=tuple((s.pack, s.table) for s in base.segments) if base else (),
-        tips=tuple(sorted(tips(refs))),
-        old_tips=tuple(sorted(base.tips)) if base else (),
-        old_orphans=base.current.orphans if base else (),
+        segments=base.files if base else (),
+        tips=JoinedIds.of(sorted(tips(refs))),
+        old_tips=JoinedIds.of(sorted(base.tips) if base else ()),
+        old_orphans=JoinedIds.of(base.current.orphans if base else ()),
     )
     return take_in(job)
 

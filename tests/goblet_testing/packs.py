@@ -17,10 +17,13 @@ from pathlib import Path
 
 from goblet_node import objects
 from goblet_node.mirror.concat import body, log_header
+from goblet_node.mirror.graph import Graph
 from goblet_node.mirror.intake import Intake, IntakeJob, take_in
+from goblet_node.mirror.layout import SegmentFiles
+from goblet_node.mirror.links import Links
 from goblet_node.mirror.normalise import encode_distance
 from goblet_node.mirror.table import Table
-from goblet_node.wire.refs import ObjectId
+from goblet_node.wire.refs import JoinedIds, ObjectId
 from goblet_testing.gitcli import GitFailed, hermetic_env
 
 Files = Mapping[str, bytes]
@@ -180,7 +183,7 @@ class GrownLog:
     """A log in a directory, grown as a node grows it."""
 
     directory: Path
-    segments: list[tuple[Path, Path]] = field(default_factory=list)
+    segments: list[SegmentFiles] = field(default_factory=list)
     tips: tuple[ObjectId, ...] = ()
     orphans: tuple[ObjectId, ...] = ()
     _taken: int = 0
@@ -198,15 +201,15 @@ class GrownLog:
             received=received,
             scratch=scratch,
             segments=tuple(self.segments),
-            tips=tuple(tips),
-            old_tips=self.tips,
-            old_orphans=self.orphans,
+            tips=JoinedIds.of(tips),
+            old_tips=JoinedIds.of(self.tips),
+            old_orphans=JoinedIds.of(self.orphans),
             **limits,
         )
         intake = take_in(job)
-        if intake.pack is not None and intake.table is not None:
-            self.segments.append((intake.pack, intake.table))
-        self.tips, self.orphans = job.tips, intake.orphans
+        if intake.files is not None:
+            self.segments.append(intake.files)
+        self.tips, self.orphans = tuple(tips), intake.orphans
         return intake
 
     def fetch(self, origin: Repo) -> Intake:
@@ -218,11 +221,19 @@ class GrownLog:
 
     def table(self) -> Table:
         """Return the table of the whole log."""
-        return Table.load([table for _, table in self.segments])
+        return Table.load([files.table for files in self.segments])
 
     def packs(self) -> list[Path]:
         """Return the segments' packs."""
-        return [pack for pack, _ in self.segments]
+        return [files.pack for files in self.segments]
+
+    def links(self) -> list[Path]:
+        """Return the segments' links."""
+        return [files.links for files in self.segments]
+
+    def graph(self) -> Graph:
+        """Return the graph of the whole log."""
+        return Graph(self.table(), Links.load(self.links()))
 
     def concatenated(self) -> bytes:
         """Return the whole log as one pack."""
@@ -296,6 +307,14 @@ def entry_start(kind: int, size: int) -> bytes:
         first, rest = rest & 0x7F, rest >> 7
     out.append(first)
     return bytes(out)
+
+
+def commit_of(tree: bytes, *parents: bytes, seconds: int = 1) -> bytes:
+    """Return the content of a commit, of raw ids, that was made at this time."""
+    lines = [b"tree " + objects.hex_id(tree)]
+    lines += [b"parent " + objects.hex_id(parent) for parent in parents]
+    person = b"A <a@example.test> %d +0000" % seconds
+    return b"\n".join([*lines, b"author " + person, b"committer " + person, b"", b"m"])
 
 
 def insert_delta(base: bytes, result: bytes) -> bytes:

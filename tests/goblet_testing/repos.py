@@ -23,8 +23,9 @@ _MEBIBYTE = 1 << 20
 class _Stream:
     """A fast-import stream: blobs and commits by mark, dates that only go forward."""
 
-    def __init__(self, out: IO[bytes], seed: int) -> None:
+    def __init__(self, out: IO[bytes], seed: int, lengths: tuple[int, int]) -> None:
         self._out = out
+        self._lengths = lengths
         self._mark = 0
         self._clock = _FIRST_COMMIT
         self._files: dict[str, list[str]] = {}
@@ -40,7 +41,8 @@ class _Stream:
         """Write the next version of a text file, a line or two away from its last one."""
         lines = self._files.get(path)
         if lines is None:
-            lines = self._files[path] = [self._line() for _ in range(self.dice.randint(5, 60))]
+            count = self.dice.randint(*self._lengths)
+            lines = self._files[path] = [self._line() for _ in range(count)]
         else:
             lines[self.dice.randrange(len(lines))] = self._line()
             if self.dice.random() < 0.3:
@@ -92,13 +94,15 @@ def make_repo(
     tags: int = 4,
     seed: int = 1,
     edits: int = 3,
+    lengths: tuple[int, int] = (5, 60),
 ) -> Path:
     """Make a bare repository with merges, side branches and both kinds of tags; return `path`.
 
     `main` has `commits` commits, a tenth of them merges; each changes `edits` of
-    `files` text files in directories of two levels.
+    `files` text files in directories of two levels, whose number of lines lies in
+    `lengths`.
     """
-    with _importing(path, seed) as stream:
+    with _importing(path, seed, lengths=lengths) as stream:
         dice = stream.dice
         names = [f"part{n % 7}/area{n // 7 % 9}/file{n}.txt" for n in range(files)]
         tip = stream.commit("main", {name: stream.edited(name) for name in names}, None)
@@ -220,7 +224,12 @@ def revert(repo: Path, reverted: str, *, branch: str = "main") -> str:
 
 @contextmanager
 def _importing(
-    path: Path, seed: int, *, compression: int = -1, depth: int = 50
+    path: Path,
+    seed: int,
+    *,
+    compression: int = -1,
+    depth: int = 50,
+    lengths: tuple[int, int] = (5, 60),
 ) -> Iterator[_Stream]:
     path.parent.mkdir(parents=True, exist_ok=True)
     git("init", "--quiet", "--bare", path)
@@ -231,7 +240,7 @@ def _importing(
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        yield _Stream(process.stdin, seed)
+        yield _Stream(process.stdin, seed, lengths)
         process.stdin.close()
         stderr = process.stderr.read().decode()
     if process.returncode != 0:

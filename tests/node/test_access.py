@@ -8,7 +8,8 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from goblet_node.access import Access
-from goblet_node.fill.upstream import Grant, Refused
+from goblet_node.fill.failures import Refused
+from goblet_node.fill.upstream import Grant
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire.v2_client import Advertisement
 from goblet_shared.git_route import Route, parse_target

@@ -1,5 +1,7 @@
 """answers: one turn, written in either dialect, and a pack that travels in three ways."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from goblet_node.wire.answers import (
 )
 from goblet_node.wire.pktline import Band, Marker, Packet, decode_all, split_band
 from goblet_node.wire.refs import ObjectId
+from goblet_shared.parts import FileSpan, Part
 
 A, B = ObjectId(b"a" * 40), ObjectId(b"b" * 40)
 DELIM, FLUSH = Marker.DELIM, Marker.FLUSH
@@ -97,6 +100,32 @@ def test_a_pack_travels_in_packets_as_full_as_may_be(
     assert {band for band, _ in pieces} <= {Band.PACK}
     assert all(len(piece) == most for _, piece in pieces[:-1])
     assert all(0 < len(piece) <= most for _, piece in pieces)
+
+
+@pytest.mark.parametrize("dialect", [V2Dialect(), LARGE, SMALL, BARE], ids=repr)
+@given(data=st.data())
+def test_a_pack_that_lies_in_files_travels_as_one_that_was_read(
+    dialect: Dialect, data: st.DataObject
+) -> None:
+    """In the same packets, wherever its parts begin and end, and of the length that was told."""
+    most = int(dialect.side_band) or 1000
+    content = bytes(range(256)) * (4 * most // 256 + 1)
+    ends = sorted(data.draw(st.lists(st.integers(0, 4 * most), max_size=6)))
+    parts: list[Part] = []
+    for start, stop in pairwise([0, *ends]):
+        in_file = FileSpan(file=9, offset=start, count=stop - start)
+        parts.append(in_file if data.draw(st.booleans()) else content[start:stop])
+    pack = content[: ends[-1] if ends else 0]
+    framed = dialect.framed(parts)
+    sent = b"".join(
+        content[part.offset : part.offset + part.count] if isinstance(part, FileSpan) else part
+        for part in framed
+    )
+    assert sent == dialect.pack(pack)
+    assert len(sent) == dialect.framed_size(len(pack))
+    copied = sum(len(part) for part in parts if isinstance(part, bytes))
+    heads = dialect.framed_size(len(pack)) - len(pack)
+    assert sum(len(part) for part in framed if isinstance(part, bytes)) == copied + heads
 
 
 @pytest.mark.parametrize("dialect", [V2Dialect(), LARGE, SMALL], ids=repr)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from goblet_node.cli import cli
 from goblet_node.config import NodeSettings
+from goblet_node.mirror.budget import Cap
 from goblet_shared import contract
 
 
@@ -79,3 +80,13 @@ def test_every_setting_explains_itself() -> None:
     for name, field in NodeSettings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
+
+
+def test_the_cap_of_the_cache_is_a_size_or_a_share() -> None:
+    assert settings().cache_bytes == Cap(share=0.8)
+    assert settings(cache_bytes="200GB").cache_bytes == Cap(bytes=200 * 10**9)
+    assert settings(cache_bytes=12345).cache_bytes == Cap(bytes=12345)  # a number in a file
+    with pytest.raises(ValidationError, match="'0%' of the file system cannot be had"):
+        settings(cache_bytes="0%")
+    shown = CliRunner().invoke(cli, ["serve", "--help"], env={"COLUMNS": "200"})
+    assert "(80%)" in shown.output

@@ -28,6 +28,14 @@ def test_publish_moves_and_replaces(tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_file_is_dated(tmp_path: Path) -> None:
+    Disk().write(tmp_path / "file", b"")
+    Disk().date(tmp_path / "file", 1000.5)
+    assert (tmp_path / "file").stat().st_mtime == 1000.5
+    with pytest.raises(DiskFailed, match="refused to date 'nothing'"):
+        Disk().date(tmp_path / "nothing", 0.0)
+
+
 def test_directories_are_made_with_all_above_them_and_removed_with_all_below(
     tmp_path: Path,
 ) -> None:

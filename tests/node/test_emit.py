@@ -4,6 +4,7 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from goblet_node.errors import DiskFailed, MirrorDamaged
+from goblet_node.errors import DiskFailed
 from goblet_node.mirror.reader import LogReader
 from goblet_node.mirror.scan import scan_pack
 from goblet_node.mirror.table import Entries, Table
@@ -25,6 +26,7 @@ from goblet_node.objects import (
     object_header,
     object_id,
 )
+from goblet_node.serve import emit as emit_module
 from goblet_node.serve.emit import emit
 from goblet_node.serve.need import Needed
 from goblet_node.serve.pieces import Pieces, pack_of
@@ -53,17 +55,29 @@ def emitted(
     rows: Sequence[int] | Rows,
     *,
     client: Sequence[int] | Rows = NOTHING,
+    alike: Sequence[tuple[int, int]] = (),
     thin: bool = False,
     ofs_delta: bool = True,
 ) -> Emitted:
     """Emit these rows of a log; what the answer announces of itself is so."""
     needed = Needed(
-        rows=np.array(sorted(rows), dtype=np.int64), with_client=np.array(client, dtype=np.int64)
+        rows=np.array(sorted(rows), dtype=np.int64),
+        with_client=np.array(sorted(client), dtype=np.int64),
+        alike=tuple(alike),
     )
     inline = folder / "inline"
     inline.unlink(missing_ok=True)
-    with LogReader(log.packs(), log.table()) as reader:
-        pieces = emit(reader, log.packs(), needed, thin=thin, ofs_delta=ofs_delta, inline=inline)
+    graph = log.graph()
+    with LogReader(log.packs(), graph.table, bases=graph.links.bases) as reader:
+        pieces = emit(
+            reader,
+            log.packs(),
+            needed,
+            graph=graph,
+            thin=thin,
+            ofs_delta=ofs_delta,
+            inline=inline,
+        )
     pack = b"".join(pack_of(log.packs(), pieces))
     assert len(pack) == pieces.bytes + 32
     assert pieces.objects == len(needed.rows)
@@ -74,7 +88,7 @@ def read_back(pack: bytes, folder: Path, client: Mapping[bytes, tuple[int, bytes
     """Return the entries of a pack, found by reading it; `client` are the objects outside it."""
     path = folder / "answer.pack"
     path.write_bytes(pack)
-    found = scan_pack(path, resolve_base=client.__getitem__, mention=lambda _: None)
+    found = scan_pack(path, resolve_base=client.__getitem__, mention=lambda *_: None)
     return found.entries
 
 
@@ -183,6 +197,34 @@ def test_any_rows_of_any_log_are_a_pack_that_git_accepts(
     assert again.pack == answer.pack
 
 
+@half
+@given(logs_of_blobs(), st.booleans(), st.booleans(), st.data())
+def test_whatever_is_taken_for_alike_git_accepts_the_pack(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: list[bytes],
+    thin: bool,
+    ofs_delta: bool,
+    data: st.DataObject,
+) -> None:
+    """And no entry is longer for it; to a client that takes no thin pack nothing changes."""
+    folder = tmp_path_factory.mktemp("e")
+    log = GrownLog(folder / "log")
+    for pack in made:
+        log.take(pack, ())
+    table = log.table()
+    places = data.draw(st.permutations(range(len(table))))
+    cut = data.draw(st.integers(0, len(places)))
+    rows, client = places[:cut], places[cut:]
+    olds = st.none() | st.sampled_from(client) if client else st.none()
+    drawn = data.draw(st.lists(olds, min_size=len(rows), max_size=len(rows)))
+    alike = [(row, old) for row, old in zip(rows, drawn, strict=True) if old is not None]
+    ask = partial(emitted, log, folder, rows, client=client, thin=thin, ofs_delta=ofs_delta)
+    plain, answer = ask().pack, ask(alike=alike).pack
+    assert ids(table, rows) <= index_at_client(answer, folder, contents(log, client))
+    assert len(answer) <= len(plain)
+    assert thin or answer == plain
+
+
 @dataclass(frozen=True)
 class Grown:
     """An origin's history, and the log that followed it."""
@@ -266,12 +308,57 @@ def test_a_thin_answer_leaves_bases_to_the_client_and_is_smaller_for_it(
     assert len(thin.pack) < len(whole.pack)
 
 
+def test_a_new_version_goes_as_a_delta_on_the_old_one_that_the_client_has(
+    tmp_path: Path,
+) -> None:
+    """Be it stored whole, or as a delta on what the client lacks."""
+    random = Random(1)
+    lines = [b"%x\n" % random.getrandbits(64) for _ in range(200)]
+    half = b"".join(lines)
+    old = half + b"".join([*lines[:90], b"old\n", *lines[91:]])
+    new = half + b"".join([*lines[:90], b"new\n", *lines[91:]])
+    log = GrownLog(tmp_path / "log")
+    entries = [HandMade(kind=BLOB, content=content) for content in (half, old, new)]
+    entries.append(HandMade(kind=OFS_DELTA, base=0, content=copy_delta(half, 2)))
+    log.take(packs.pack_of(entries), ())
+    oids = [hex_id(object_id(BLOB, content)) for content in (old, new, half * 2)]
+    was, *rows = log.table().find(oids).tolist()
+    alike = [(row, was) for row in rows]
+    thin = emitted(log, tmp_path, rows, client=[was], alike=alike, thin=True)
+    whole = emitted(log, tmp_path, rows, client=[was], alike=alike, thin=False)
+    client = contents(log, [was])
+    assert read_back(thin.pack, tmp_path, client)["kind"].tolist() == [REF_DELTA, REF_DELTA]
+    assert read_back(whole.pack, tmp_path, {})["kind"].tolist() == [BLOB, BLOB]
+    assert len(thin.pack) < 200 < len(whole.pack)
+
+
+def test_what_is_too_large_to_compare_does_not_stand_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the longest that are few enough bytes, deltas are made; of those only so many."""
+    monkeypatch.setattr(emit_module, "_MOST_DELTAS", 1)
+    monkeypatch.setattr(emit_module, "_MOST_COMPARED", 20_000)
+    random = Random(1)
+    olds = [random.randbytes(size) for size in (15_000, 9_000, 5_000)]
+    news = [old + b"new" for old in olds]
+    log = GrownLog(tmp_path / "log")
+    log.take(packs.pack_of([HandMade(kind=BLOB, content=each) for each in (*olds, *news)]), ())
+    was, rows = [
+        log.table().find([hex_id(object_id(BLOB, each)) for each in version]).tolist()
+        for version in (olds, news)
+    ]
+    alike = list(zip(rows, was, strict=True))
+    answer = emitted(log, tmp_path, rows, client=was, alike=alike, thin=True)
+    kinds = read_back(answer.pack, tmp_path, contents(log, was))["kind"].tolist()
+    assert kinds == [BLOB, REF_DELTA, BLOB]
+
+
 def test_a_whole_log_is_one_copy_of_each_segment(grown: Grown, tmp_path: Path) -> None:
     log = grown.log
     answer = emitted(log, tmp_path, range(len(log.table())))
     sizes = [pack.stat().st_size for pack in log.packs()]
     assert answer.pieces.runs.tolist() == [(n, 12, size - 32) for n, size in enumerate(sizes)]
-    assert answer.pieces.inline.read_bytes() == b""
+    assert answer.pieces.inline == b""
     assert answer.pack == log.concatenated()
 
 
@@ -313,20 +400,11 @@ def test_a_row_of_distances_that_each_widen_the_next_is_named_by_id_at_last(
     assert 0 < named < count
 
 
-def test_a_log_that_lacks_a_base_is_damaged(grown: Grown, tmp_path: Path) -> None:
-    pack, table_file = grown.log.segments[1]
-    table = Table.load([table_file])
-    needed = Needed(rows=np.arange(len(table)), with_client=NOTHING)
-    with (
-        LogReader([pack], table) as reader,
-        pytest.raises(MirrorDamaged, match="is gone"),
-    ):
-        emit(reader, [pack], needed, thin=True, ofs_delta=True, inline=tmp_path / "inline")
-
-
 def test_a_disk_that_takes_no_more_fails_the_answer_and_not_the_mirror(
-    grown: Grown, tmp_path: Path
+    grown: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(emit_module, "IN_MEMORY", 0)
+    (tmp_path / "no folder").write_bytes(b"")
     needed = Needed(rows=grown.rows("main", "^main~1"), with_client=NOTHING)
     needed.rows.sort()
     with (
@@ -337,6 +415,7 @@ def test_a_disk_that_takes_no_more_fails_the_answer_and_not_the_mirror(
             reader,
             grown.log.packs(),
             needed,
+            graph=grown.log.graph(),
             thin=False,
             ofs_delta=True,
             inline=tmp_path / "no folder/inline",

@@ -1,7 +1,7 @@
 """export: an ordinary bare repository comes out, or nothing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -150,6 +150,38 @@ def test_damage_in_the_log_leaves_nothing_behind(
     with pytest.raises(MirrorDamaged, match="segment 2"):
         export(segments=log.segments, refs=refs_of(origin), dest=tmp_path / "dest")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+class LastWords(list[Ref]):
+    """Refs that, when they are read, take some files away."""
+
+    def __init__(self, refs: Sequence[Ref], paths: Sequence[Path]) -> None:
+        super().__init__(refs)
+        self._paths = paths
+
+    def __iter__(self) -> Iterator[Ref]:
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        return super().__iter__()
+
+
+def test_segments_that_a_node_joins_meanwhile_are_copied_to_their_end(
+    origin: Repo, log: GrownLog, tmp_path: Path
+) -> None:
+    """Gigabytes take longer than a busy mirror stays as it is."""
+    refs = LastWords(refs_of(origin), log.packs())
+    export(segments=log.segments, refs=refs, dest=tmp_path / "dest")
+    assert not log.packs()[0].exists()
+    fsck(tmp_path / "dest")
+
+
+def test_a_segment_that_is_gone_is_damage_and_no_fault_of_the_disk(
+    origin: Repo, log: GrownLog, tmp_path: Path
+) -> None:
+    """Who reads beside a node begins anew then."""
+    log.packs()[4].unlink()
+    with pytest.raises(MirrorDamaged, match="missing"):
+        export(segments=log.segments, refs=refs_of(origin), dest=tmp_path / "dest")
 
 
 def test_a_ref_to_what_the_log_lacks_is_damage(origin: Repo, log: GrownLog, tmp_path: Path) -> None:

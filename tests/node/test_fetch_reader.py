@@ -1,5 +1,6 @@
 """fetch_reader: an upstream's pack in whatever pieces it comes, whole, refused or spoiled."""
 
+import itertools
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblet_node.errors import ProtocolError
-from goblet_node.wire.fetch_reader import FetchEvent, FetchReader, PackData, Progress
+from goblet_node.wire.fetch_reader import Batch, FetchEvent, FetchReader, PackData, Progress
 from goblet_node.wire.pktline import (
     KEEPALIVE,
     Band,
@@ -192,3 +193,31 @@ def test_the_refusal_of_real_git_is_heard(repo: Path) -> None:
         answer(repo, encode_fetch_request(wants=wants, haves=[], agent="goblet/0.1"))
     with pytest.raises(RemoteError, match="not our ref 1111"):
         read(raised.value.stdout)
+
+
+@given(events, st.data())
+def test_a_batch_says_what_its_reader_says_with_the_packs_pieces_joined(
+    sent: list[FetchEvent], data: st.DataObject
+) -> None:
+    reader = FetchReader()
+    batch = Batch(reader)
+    joined: list[FetchEvent] = []
+    for piece in data.draw(cuts(wire_of(sent))):
+        assert batch.take(piece) is None
+        if data.draw(st.booleans()):
+            joined += batch.events()
+            assert batch.size == 0
+    got = list(batch.events())
+    assert not any(type(a) is type(b) is PackData for a, b in itertools.pairwise(got))
+    for kind in (PackData, Progress):
+        said = [event.data for event in sent if type(event) is kind]
+        assert b"".join(said) == b"".join(e.data for e in joined + got if type(e) is kind)
+    assert list(batch.events()) == []
+
+
+def test_what_came_before_an_error_is_not_lost_with_it() -> None:
+    batch = Batch(FetchReader())
+    before = wire_of([PackData(b"x"), Progress(b"Counting")]).removesuffix(FLUSH)
+    failure = batch.take(before + encode_band(Band.ERROR, b"out of memory"))
+    assert isinstance(failure, RemoteError)
+    assert list(batch.events()) == [PackData(b"x"), Progress(b"Counting")]

@@ -10,7 +10,7 @@ from goblet_node.mirror.layout import (
     is_mirror_directory,
     is_refs_name,
     refs_name,
-    segment_name,
+    segment_files,
 )
 from goblet_shared.repo_key import RepoKey
 
@@ -52,6 +52,9 @@ def test_only_names_of_ours_are_taken_for_ours() -> None:
 
 def test_names_carry_the_content() -> None:
     """What differs never has one name, what is equal may be written twice."""
-    assert segment_name(7, "0123456789abcdef") == "seg-000007-0123456789ab"
+    here = Path("/cache/mirrors/aa/aaaa")
+    names = [path.relative_to(here).name for path in segment_files(here, 7, "0123456789abcdef")]
+    stem = "seg-000007-0123456789ab"
+    assert names == [f"{stem}.pack", f"{stem}.table", f"{stem}.links"]
     assert refs_name(7, b"a") != refs_name(7, b"b")
     assert refs_name(7, b"a") == refs_name(7, b"a")

@@ -1,7 +1,9 @@
 """Mirrors as values: which generations are kept, and what each one's tips were."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from goblet_node.mirror.disk import Disk
 from goblet_node.mirror.intake import Intake
 from goblet_node.mirror.log import (
     KEPT_GENERATIONS,
-    KEPT_REFS_FILES,
     KEPT_TIP_CHANGES,
     Generation,
     Lazy,
@@ -23,7 +24,6 @@ from goblet_node.mirror.log import (
     load_table,
 )
 from goblet_node.mirror.store import MirrorStore
-from goblet_node.mirror.table import Table
 from goblet_node.mirror.view import as_mirror
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_shared.repo_key import RepoKey
@@ -46,7 +46,7 @@ def mirror_through(history: Sequence[frozenset[ObjectId]]) -> Mirror:
             commit.manifest,
             directory=Path("unused"),
             refs=refs,
-            table=None,
+            earlier=None,
             mend=lambda segments, position: None,
         )
     assert mirror is not None
@@ -71,7 +71,7 @@ def test_generations_within_are_those_whose_every_tip_is_given(
 
 
 def test_a_generation_of_another_mirror_is_refused() -> None:
-    stranger = Generation(number=99, segments=0, refs_file="refs-000099-000000000000")
+    stranger = Generation(number=99, objects=0, bytes=0, refs_file="refs-000099-000000000000")
     with pytest.raises(ValueError, match="generation 99"):
         mirror_through([frozenset()]).tips_of(stranger)
 
@@ -85,7 +85,7 @@ def test_at_most_so_many_generations_are_kept_the_newest() -> None:
 
 def test_generations_that_differ_in_too_much_are_forgotten_but_never_the_current() -> None:
     """A repository whose every ref moves each time must not fill the memory with history."""
-    few = Generation(number=1, segments=1, refs_file="unused")
+    few = Generation(number=1, objects=1, bytes=9, refs_file="unused")
     many = replace(few, gained=(OIDS[0],) * KEPT_TIP_CHANGES, lost=(OIDS[1],))
     numbered = [replace(g, number=n) for n, g in enumerate([few, few, many, many, few])]
     assert [g.number for g in kept(numbered)] == [3, 4]
@@ -112,6 +112,17 @@ def test_a_lazy_value_is_read_once_and_again_only_after_a_failure() -> None:
     assert Lazy.of(8).get() == 8
 
 
+def test_a_lazy_value_that_was_read_keeps_nothing_of_what_it_was_read_from() -> None:
+    """A log's table is made of the one before it, which is as large."""
+    earlier = frozenset([1, 2])
+    seen = weakref.ref(earlier)
+    lazy = Lazy(partial(len, earlier))
+    del earlier
+    assert seen() is not None
+    assert [lazy.get(), lazy.get()] == [2, 2]
+    assert seen() is None
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> MirrorStore:
     store = MirrorStore(tmp_path / "root", disk=Disk())
@@ -125,11 +136,10 @@ def test_a_mirror_answers_what_it_holds(store: MirrorStore) -> None:
     oid = {name: heads(x=name)[0].oid for name in (b"a", b"b", b"c", b"d")}
     assert all(isinstance(found, bytes) for found in oid.values())
     known = [found for found in oid.values() if found is not None]
-    assert [second.holds(found) for found in known] == [True, True, True, False]
     assert second.missing(known) == [oid[b"d"]]
     assert first.missing(known) == [oid[b"c"], oid[b"d"]]
-    assert second.bytes == sum(segment.pack.stat().st_size for segment in second.segments)
-    assert [generation.segments for generation in second.generations] == [1, 2]
+    assert second.bytes == sum(path.stat().st_size for files in second.files for path in files)
+    assert [generation.objects for generation in second.generations] == [2, 3]
     assert second.tips == {oid[b"b"], oid[b"c"]}
     assert second.generations[0].is_clean
     assert second.current.orphans == (oid[b"a"],)
@@ -137,48 +147,79 @@ def test_a_mirror_answers_what_it_holds(store: MirrorStore) -> None:
     store.close()
 
 
-def test_refs_of_older_generations_stay_for_a_while(store: MirrorStore) -> None:
-    """And the file of one that is older yet is not there to fill the disk."""
-    contents = [b"%d" % number for number in range(KEPT_REFS_FILES + 2)]
-    for content in contents:
+def test_a_mirror_that_was_replaced_keeps_its_refs_without_their_file(store: MirrorStore) -> None:
+    """Of 256 generations with 100,000 refs the files would be gigabytes."""
+    for content in (b"a", b"b"):
+        grow(store, KEY, heads(main=content), [content])
+    store.close()
+    store.open()
+    old = store.get(KEY)
+    assert old is not None
+    assert not old.lazy_refs.is_loaded
+    new = grow(store, KEY, heads(main=b"c"), [b"c"])
+    assert [path.name for path in new.directory.glob("refs-*")] == [new.current.refs_file]
+    assert old.refs == heads(main=b"b")
+    store.close()
+
+
+def test_a_generation_is_a_stretch_of_the_log_wherever_segments_end(store: MirrorStore) -> None:
+    """From its own bytes to those of another, each pack without header and trailer."""
+    for content in (b"a", b"bb", b"ccc"):
         mirror = grow(store, KEY, heads(main=content), [content])
-    for generation, content in zip(mirror.generations[2:], contents[2:], strict=True):
-        assert mirror.refs_of(generation) == heads(main=content)
-    with pytest.raises(MirrorDamaged, match="is missing"):
-        mirror.refs_of(mirror.generations[1])
-    on_disk = [path for path in mirror.directory.iterdir() if path.name.startswith("refs-")]
-    assert len(on_disk) == KEPT_REFS_FILES
+    bodies = [segment.pack.read_bytes()[12:-20] for segment in mirror.segments]
+    starts = [0, *(generation.bytes for generation in mirror.generations)]
+    for first, begin in enumerate(starts):
+        for last, end in enumerate(starts[first:], first):
+            stretches = mirror.stretches(begin, end)
+            read = [pack.read_bytes()[at : at + length] for pack, at, length in stretches]
+            assert read == bodies[first:last]
+    cut = mirror.stretches(starts[1] + 1, starts[2] - 1)
+    assert cut == ((mirror.segments[1].pack, 13, len(bodies[1]) - 2),)
     store.close()
 
 
 @pytest.mark.parametrize("spoil", ["remove", "truncate", "swap"])
-def test_tables_are_mended_in_log_order_and_only_those_that_need_it(
-    store: MirrorStore, spoil: str
+@pytest.mark.parametrize("ending", ["table", "links"])
+def test_what_is_lost_is_mended_in_log_order_and_nothing_else(
+    store: MirrorStore, spoil: str, ending: str
 ) -> None:
-    """A table that is whole, but of another pack, needs it too."""
-    for content in (b"a", b"b", b"c"):
+    """What is whole, but of another pack, needs it too."""
+    for content in (b"a", b"b", b"c", b"d"):
         mirror = grow(store, KEY, heads(main=content), [content])
-    good = [segment.table.read_bytes() for segment in mirror.segments]
+    paths = [segment.pack.with_suffix(f".{ending}") for segment in mirror.segments]
+    good = [path.read_bytes() for path in paths]
     match spoil:
         case "remove":
-            for segment in mirror.segments[:2]:
-                segment.table.unlink()
+            for path in paths[1:3]:
+                path.unlink()
         case "truncate":
-            for segment, content in zip(mirror.segments[:2], good, strict=False):
-                segment.table.write_bytes(content[:-1])
+            for path, content in zip(paths[1:3], good[1:3], strict=True):
+                path.write_bytes(content[:-1])
         case "swap":
-            mirror.segments[0].table.write_bytes(good[1])
-            mirror.segments[1].table.write_bytes(good[0])
+            paths[1].write_bytes(good[2])
+            paths[2].write_bytes(good[1])
     mended: list[int] = []
 
     def mend(position: int) -> None:
         mended.append(position)
-        mirror.segments[position].table.write_bytes(good[position])
+        paths[position].write_bytes(good[position])
 
     table = load_table(mirror.segments, mend)
-    assert mended == [0, 1]
-    assert isinstance(table, Table)
-    assert len(table) == 3
+    assert mended == [1, 2]
+    assert len(table) == 4
+    store.close()
+
+
+def test_of_a_log_that_grew_only_what_is_new_is_read(store: MirrorStore) -> None:
+    first = grow(store, KEY, heads(main=b"a"), [b"a"])
+    before = load_table(first.segments, lambda position: None)
+    second = grow(store, KEY, heads(main=b"b"), [b"b"])
+    first.segments[0].table.write_bytes(b"damage")
+    grown = load_table(second.segments, lambda position: None, grown_from=before)
+    assert len(grown) == 2
+    second.segments[1].links.write_bytes(b"damage")
+    with pytest.raises(MirrorDamaged):
+        load_table(second.segments, lambda position: None, grown_from=before)
     store.close()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goblet_node.errors import MirrorDamaged
 from goblet_node.mirror.layout import MANIFEST, refs_name
-from goblet_node.mirror.log import KEPT_REFS_FILES, Generation
+from goblet_node.mirror.log import Generation, log_size
 from goblet_node.mirror.manifest import (
     Manifest,
     decode_manifest,
@@ -27,19 +27,23 @@ segments = st.builds(
     directory=st.just(HERE),
     number=st.integers(1, 10**7),
     objects=st.integers(0),
-    bytes=st.integers(0),
+    bytes=st.integers(32),
+    beside=st.integers(0),
     checksum=st.binary(min_size=20, max_size=20).map(bytes.hex),
 )
+SEGMENT = make_segment(directory=HERE, number=1, objects=1, bytes=41, beside=9, checksum="0" * 40)
 oid_tuples = st.lists(object_ids, max_size=3).map(tuple)
 
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     log = draw(st.lists(segments, max_size=4))
+    objects, size = log_size(log)
     generation = st.builds(
         Generation,
         number=st.integers(1),
-        segments=st.just(len(log)),
+        objects=st.just(objects),
+        bytes=st.just(size),
         refs_file=st.builds(refs_name, st.integers(1, 10**7), st.binary(max_size=3)),
         orphans=oid_tuples,
         gained=oid_tuples,
@@ -89,21 +93,21 @@ def sealed_again(content: bytes, change: str, value: object) -> bytes:
 @pytest.mark.parametrize(
     ("change", "value", "sentence"),
     [
-        ("version", 2, "of version 2"),
+        ("version", 1, "of version 1"),
         ("version", None, "of version None"),
         ("segments.checksum", "../../../../etc/passwd", "cannot be understood"),
         ("segments.bytes", "many", "cannot be understood"),
         ("generations.refs_file", "../../lock", "cannot be understood"),
-        ("generations.segments", 7, "cannot be understood"),
+        ("generations.objects", 7, "cannot be understood"),
+        ("generations.bytes", 7, "cannot be understood"),
     ],
 )
 def test_what_another_goblet_wrote_is_not_guessed_at(
     change: str, value: object, sentence: str
 ) -> None:
     """No name in a manifest leads out of the mirror's directory, whoever wrote it."""
-    segment = make_segment(directory=HERE, number=1, objects=1, bytes=32, checksum="0" * 40)
-    generation = Generation(number=1, segments=1, refs_file=refs_name(1, b""))
-    good = Manifest(key=RepoKey("a/b"), segments=(segment,), generations=(generation,))
+    generation = Generation(number=1, objects=1, bytes=9, refs_file=refs_name(1, b""))
+    good = Manifest(key=RepoKey("a/b"), segments=(SEGMENT,), generations=(generation,))
     with pytest.raises(MirrorDamaged, match=sentence):
         decode_manifest(sealed_again(encode_manifest(good), change, value), HERE)
 
@@ -114,12 +118,12 @@ def test_what_is_no_manifest_is_damage(content: bytes) -> None:
         decode_manifest(content, HERE)
 
 
-def test_the_files_of_a_mirror_are_its_log_its_newest_refs_and_the_manifest() -> None:
-    segment = make_segment(directory=HERE, number=1, objects=1, bytes=32, checksum="0" * 40)
+def test_the_files_of_a_mirror_are_its_log_its_refs_and_the_manifest() -> None:
+    """The current refs alone: whoever holds an older mirror has read its refs."""
     generations = tuple(
-        Generation(number=n, segments=1, refs_file=refs_name(n, b"")) for n in range(1, 20)
+        Generation(number=n, objects=1, bytes=9, refs_file=refs_name(n, b"")) for n in range(1, 20)
     )
-    names = Manifest(key=RepoKey("a/b"), segments=(segment,), generations=generations).file_names()
-    assert {MANIFEST, segment.pack.name, segment.table.name} < names
-    assert {g.refs_file for g in generations[-KEPT_REFS_FILES:]} < names
-    assert len(names) == 3 + KEPT_REFS_FILES
+    manifest = Manifest(key=RepoKey("a/b"), segments=(SEGMENT,), generations=generations)
+    of_log = {path.name for path in SEGMENT.files}
+    assert len(of_log) == 3
+    assert manifest.file_names() == {MANIFEST, generations[-1].refs_file, *of_log}

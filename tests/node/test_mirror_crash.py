@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from goblet_node.errors import DiskFailed
 from goblet_node.mirror.disk import Disk
 from goblet_node.mirror.intake import Intake
-from goblet_node.mirror.layout import CacheRoot
+from goblet_node.mirror.layout import CacheRoot, SegmentFiles
+from goblet_node.mirror.links import Links
 from goblet_node.mirror.lock import CacheRootInUse
 from goblet_node.mirror.log import Mirror
+from goblet_node.mirror.merge import JoinJob, join_segments
 from goblet_node.mirror.store import MirrorStore
 from goblet_node.mirror.table import Table
 from goblet_node.mirror.view import manifest_of
@@ -31,35 +34,55 @@ State = dict[RepoKey, tuple[tuple[Ref, ...], int, int]]
 """Of every mirror its refs, its segments and the number of its generation."""
 
 
+class Deed(Enum):
+    """What an act does."""
+
+    COMMIT = auto()
+    JOIN = auto()  # all segments become one
+    RENEW = auto()
+    DROP = auto()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Act:
-    """One change of a store: a drop, or a commit whose intake was made beforehand."""
+    """One change of a store; its intake was made beforehand."""
 
     key: RepoKey
-    refs: tuple[Ref, ...] | None  # None: drop
+    deed: Deed
+    refs: tuple[Ref, ...]
     intake: Intake
 
     def apply(self, store: MirrorStore) -> None:
-        if self.refs is None:
+        if self.deed is Deed.DROP:
             store.drop(self.key)
             return
         scratch = store.new_scratch()
         intake = self.intake
-        if intake.pack is not None and intake.table is not None:
-            pack = shutil.copyfile(intake.pack, scratch / "a.pack")
-            table = shutil.copyfile(intake.table, scratch / "a.table")
-            intake = replace(intake, pack=pack, table=table)
-        store.commit(self.key, base=store.get(self.key), refs=self.refs, intake=intake)
+        if intake.files is not None:
+            copies = (shutil.copyfile(path, scratch / path.name) for path in intake.files)
+            intake = replace(intake, files=SegmentFiles(*copies))
+        base = store.get(self.key)
+        if self.deed is Deed.COMMIT:
+            store.commit(self.key, base=base, refs=self.refs, intake=intake)
+        else:
+            assert base is not None
+            if self.deed is Deed.JOIN:
+                store.replace(base, 0, len(base.segments), intake)
+            else:
+                store.renew(base, intake)
         store.discard_scratch(scratch)
 
 
-SCRIPT: list[tuple[RepoKey, tuple[Ref, ...] | None, Sequence[bytes]]] = [
-    (ONE, heads(main=b"a", side=b"b"), (b"a", b"b")),
-    (TWO, heads(main=b"z"), (b"z",)),
-    (ONE, heads(main=b"c", side=b"b"), (b"c",)),
-    (ONE, heads(main=b"c"), ()),
-    (ONE, None, ()),
-    (ONE, heads(main=b"d"), (b"d",)),
+SCRIPT: list[tuple[RepoKey, Deed, tuple[Ref, ...], Sequence[bytes]]] = [
+    (ONE, Deed.COMMIT, heads(main=b"a", side=b"b"), (b"a", b"b")),
+    (TWO, Deed.COMMIT, heads(main=b"z"), (b"z",)),
+    (ONE, Deed.COMMIT, heads(main=b"c", side=b"b"), (b"c",)),
+    (ONE, Deed.COMMIT, heads(main=b"c"), ()),
+    (ONE, Deed.JOIN, (), ()),
+    (ONE, Deed.COMMIT, heads(main=b"e"), (b"e",)),
+    (ONE, Deed.RENEW, (), (b"e",)),
+    (ONE, Deed.DROP, (), ()),
+    (ONE, Deed.COMMIT, heads(main=b"d"), (b"d",)),
 ]
 
 
@@ -79,13 +102,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     store.open()
     acts: list[Act] = []
     states = [state_of(store)]
-    for number, (key, refs, contents) in enumerate(SCRIPT):
+    for number, (key, deed, refs, contents) in enumerate(SCRIPT):
+        scratch = place / str(number)
+        scratch.mkdir()
+        mirror = store.get(key)
         intake = Intake()
-        if refs is not None:
-            scratch = place / str(number)
-            scratch.mkdir()
-            intake = take_blobs(scratch, base=store.get(key), refs=refs, contents=contents)
-        acts.append(Act(key=key, refs=refs, intake=intake))
+        if deed is Deed.COMMIT:
+            intake = take_blobs(scratch, base=mirror, refs=refs, contents=contents)
+        elif deed is Deed.RENEW:
+            intake = take_blobs(scratch, base=None, refs=(), contents=contents)
+        elif deed is Deed.JOIN:
+            assert mirror is not None
+            intake = join_segments(JoinJob(segments=mirror.files, scratch=scratch))
+        acts.append(Act(key=key, deed=deed, refs=refs, intake=intake))
         acts[-1].apply(store)
         states.append(state_of(store))
     store.close()
@@ -102,7 +131,7 @@ def mirrors_of(store: MirrorStore) -> list[Mirror]:
 
 
 def check_whole(store: MirrorStore, root: Path) -> None:
-    """Every file of every mirror is what it was, and there is no other file."""
+    """Every file of every mirror is what it was, and counted; and there is no other file."""
     expected = {root / "lock"}
     for mirror in mirrors_of(store):
         check_segments(mirror)
@@ -110,15 +139,20 @@ def check_whole(store: MirrorStore, root: Path) -> None:
         expected |= {mirror.directory / name for name in manifest_of(mirror).file_names()}
     assert {path for path in root.rglob("*") if path.is_file()} == expected
     assert list(CacheRoot(root).scratch.iterdir()) == []
+    on_disk = sum(path.stat().st_size for path in (root / "mirrors").rglob("*") if path.is_file())
+    assert store.total_bytes == sum(store.sizes().values()) == on_disk
 
 
 def check_segments(mirror: Mirror) -> None:
-    """Packs carry their checksum; tables load as they lie, without being made anew."""
+    """Packs carry their checksum; tables and links load as they lie, not made anew."""
     for segment in mirror.segments:
         pack = segment.pack.read_bytes()
         assert hashlib.sha1(pack[:-20]).digest() == pack[-20:]
         assert pack[-20:].hex() == segment.checksum
         assert len(Table.load([segment.table])) == segment.objects
+        assert Links.load([segment.links]).checksums[0].hex() == segment.checksum
+        beside = segment.table.stat().st_size + segment.links.stat().st_size
+        assert beside == segment.beside
 
 
 def steps_of(story: Story, tmp_path: Path) -> list[str]:
@@ -144,7 +178,7 @@ def places(tmp_path: Path, count: int) -> Iterator[tuple[int, Path, Path]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Kind.CUT_BEFORE, Kind.CUT_AFTER])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_power_cut_at_any_step_leaves_the_state_before_or_after(
     story: Story, tmp_path: Path, kind: Kind, seed: int
 ) -> None:
@@ -211,7 +245,7 @@ def test_a_refusal_at_any_step_loses_that_commit_alone(
             try:
                 act.apply(store)
             except DiskFailed:
-                if act.refs is not None:  # a mirror that cannot be deleted is forgotten
+                if act.deed is not Deed.DROP:  # a mirror that cannot be deleted is forgotten
                     assert state_of(store) == before, what
                 act.apply(store)
         assert state_of(store) == story.states[-1], what

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from goblet_node import objects
 from goblet_node.errors import ProtocolError
+from goblet_node.mirror import linking
+from goblet_node.mirror.graph import Graph, reached
+from goblet_node.mirror.links import Links, Numbers
 from goblet_node.mirror.reader import LogReader
 from goblet_node.serve.need import Question, need
 from goblet_node.serve.shallow import boundary
@@ -39,17 +42,17 @@ FILTERS = (
 )
 
 
-class CountingReader(LogReader):
-    """Knows what was read."""
+class CountingGraph(Graph):
+    """Knows of which objects it was asked what they refer to."""
 
     def __init__(self, log: GrownLog) -> None:
-        super().__init__(log.packs(), log.table())
-        self.reads: list[bytes] = []
+        super().__init__(log.table(), Links.load(log.links()))
+        self.asked: set[ObjectId] = set()
 
-    def resolve(self, raw: bytes) -> tuple[int, bytes]:
-        """Note, and read."""
-        self.reads.append(raw)
-        return super().resolve(raw)
+    def targets(self, places: Numbers) -> Iterator[NDArray[np.uint32]]:
+        """Note, and answer."""
+        self.asked.update(self.oids(places.tolist()))
+        return super().targets(places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +63,20 @@ class Sent:
     with_client: frozenset[ObjectId]
 
 
-def ask(reader: LogReader, question: Question) -> Sent:
+def ask(graph: Graph, question: Question) -> Sent:
     """Return what is needed; the rows of it are in order, and none is there twice."""
-    needed = need(reader, question)
-    return Sent(objects=_oids(reader, needed.rows), with_client=_oids(reader, needed.with_client))
+    needed = need(graph, question)
+    for new, old in needed.alike:
+        assert new in needed.rows
+        assert old in needed.with_client
+        assert graph.kind(new) == graph.kind(old)
+    return Sent(objects=_oids(graph, needed.rows), with_client=_oids(graph, needed.with_client))
 
 
-def _oids(reader: LogReader, rows: NDArray[np.int64]) -> frozenset[ObjectId]:
+def _oids(graph: Graph, rows: NDArray[np.int64]) -> frozenset[ObjectId]:
     assert rows.dtype == np.int64
     assert np.all(np.diff(rows) > 0)
-    return frozenset(reader.table.oid(int(row)) for row in rows)
+    return frozenset(graph.oids(rows.tolist()))
 
 
 def closure(
@@ -87,7 +94,8 @@ def closure(
         if kind == objects.COMMIT and oid in cut:
             unread.append(objects.parse_commit(content).tree)
         else:
-            unread += objects.references(kind, content)
+            raw, _ = objects.raw_references(kind, content)
+            unread += [objects.hex_id(raw[at : at + 20]) for at in range(0, len(raw), 20)]
     return frozenset(seen)
 
 
@@ -109,15 +117,22 @@ def rev_list(
 
 
 @contextmanager
-def scene(folder: Path, seed: int) -> Iterator[tuple[History, LogReader, list[ObjectId]]]:
-    """Give a history that grew in two steps, its log, and all that may be wanted of it."""
+def scene(folder: Path, seed: int) -> Iterator[tuple[History, LogReader, Graph, list[ObjectId]]]:
+    """Give a history that grew in two steps, its log, and all that may be wanted of it.
+
+    Of every second one the trees are cut into bundles, small as they are.
+    """
     history, log = random_history(folder / "repo", seed), GrownLog(folder / "log")
-    log.fetch(history.repo)
-    history.grow(8)
-    tips = sorted({*history.commits, *history.tags, *history.refs().values()})
-    log.take(history.repo.pack(log.table().missing(tips), log.tips), tips)
+    with pytest.MonkeyPatch.context() as patch:
+        if seed % 2:
+            patch.setattr(linking, "_CUT_FROM", 2)
+            patch.setattr(linking, "_CUT_MASK", 1)
+        log.fetch(history.repo)
+        history.grow(8)
+        tips = sorted({*history.commits, *history.tags, *history.refs().values()})
+        log.take(history.repo.pack(log.table().missing(tips), log.tips), tips)
     with LogReader(log.packs(), log.table()) as reader:
-        yield history, reader, tips
+        yield history, reader, log.graph(), tips
 
 
 def sample(history: History, oids: Sequence[ObjectId], most: int) -> tuple[ObjectId, ...]:
@@ -134,10 +149,10 @@ def test_a_client_that_has_nothing_gets_what_git_sends(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Exactly that, whatever is wanted: commits, tags of tags, trees, blobs."""
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, tips):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, tips):
         for _ in range(3):
             wants = sample(history, tips, 4)
-            sent = ask(reader, Question(wants=wants))
+            sent = ask(graph, Question(wants=wants))
             assert sent.objects == rev_list(history.path, wants) == closure(reader, wants)
             assert not sent.with_client
 
@@ -149,10 +164,10 @@ def test_a_client_has_all_that_it_wants_afterwards(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Whatever it had before; and what it is said to have, it had."""
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, tips):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, tips):
         for _ in range(3):
             wants, haves = sample(history, tips, 3), sample(history, tips, 5)
-            sent = ask(reader, Question(wants=wants, haves=haves))
+            sent = ask(graph, Question(wants=wants, haves=haves))
             had, wanted = closure(reader, haves), closure(reader, wants)
             assert sent.objects <= wanted
             assert wanted <= sent.objects | had
@@ -168,11 +183,11 @@ def test_a_shallow_client_has_all_that_it_wants_afterwards(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """It was cloned with some depth, has fetched plainly or not at all, and asks again."""
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, _):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, _):
         dice = history.dice
         for _ in range(4):
             haves = sample(history, history.commits, 3)
-            cut = boundary(reader, wants=haves, shallow=(), deepen=dice.randint(1, 4)).edge
+            cut = boundary(graph, wants=haves, shallow=(), deepen=dice.randint(1, 4)).edge
             had = closure(reader, haves, cut)
             wants = sample(history, history.commits, 3)
             shallow = tuple(sorted(cut))
@@ -180,7 +195,7 @@ def test_a_shallow_client_has_all_that_it_wants_afterwards(
             if dice.random() < 0.7:
                 try:
                     edge = boundary(
-                        reader,
+                        graph,
                         wants=wants,
                         shallow=shallow,
                         **dice.choice(
@@ -195,7 +210,7 @@ def test_a_shallow_client_has_all_that_it_wants_afterwards(
                     )
                 except ProtocolError:
                     continue
-            sent = ask(reader, Question(wants=wants, haves=haves, shallow=shallow, boundary=edge))
+            sent = ask(graph, Question(wants=wants, haves=haves, shallow=shallow, boundary=edge))
             cut_then = cut if edge is None else (cut - set(edge.unshallow)) | edge.edge
             has = sent.objects | had
             assert closure(reader, [*wants, *haves], cut_then) <= has
@@ -215,18 +230,18 @@ def test_filters_let_pass_what_git_lets_pass(
     Nor less of wanted trees and blobs: of those git asks the filter after all if they
     lie in another tree that it has passed before.
     """
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, tips):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, tips):
         ends = [tip for tip in tips if reader.type_of(reader.peel(tip)) == objects.COMMIT]
         for spec in history.dice.sample(FILTERS, 3):
             flag = f"--filter={spec}"
             wants = sample(history, ends, 3)
             question = Question(wants=wants, filter=parse_filter(spec))
-            assert ask(reader, question).objects == rev_list(history.path, wants, (), flag)
+            assert ask(graph, question).objects == rev_list(history.path, wants, (), flag)
             wants, haves = sample(history, tips, 3), sample(history, history.commits, 2)
-            alone = ask(reader, Question(wants=wants, filter=parse_filter(spec))).objects
+            alone = ask(graph, Question(wants=wants, filter=parse_filter(spec))).objects
             assert rev_list(history.path, wants, (), flag) <= alone <= closure(reader, wants)
             assert alone.issuperset(wants)
-            sent = ask(reader, Question(wants=wants, haves=haves, filter=parse_filter(spec)))
+            sent = ask(graph, Question(wants=wants, haves=haves, filter=parse_filter(spec)))
             least = rev_list(history.path, wants, haves, flag) - closure(reader, haves)
             assert least <= sent.objects <= closure(reader, wants)
             assert sent.with_client <= set(haves)
@@ -239,15 +254,15 @@ def test_combined_filters_let_pass_no_less_than_git_does(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """git leaves some out: a part that has seen an object at a great depth forgets it."""
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, tips):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, _, graph, tips):
         one, other = history.dice.sample(FILTERS, 2)
         wants = sample(history, tips, 3)
         both = [
-            ask(reader, Question(wants=wants, filter=parse_filter(spec))).objects
+            ask(graph, Question(wants=wants, filter=parse_filter(spec))).objects
             for spec in (one, other)
         ]
         spec = f"combine:{one}+{other}"
-        sent = ask(reader, Question(wants=wants, filter=parse_filter(spec))).objects
+        sent = ask(graph, Question(wants=wants, filter=parse_filter(spec))).objects
         assert rev_list(history.path, wants, (), f"--filter={spec}") <= sent <= both[0] & both[1]
 
 
@@ -257,11 +272,11 @@ def test_combined_filters_let_pass_no_less_than_git_does(
 def test_tags_are_included_whose_ends_are_sent(
     seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, _):
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, _):
         wants, haves = sample(history, history.commits, 2), sample(history, history.commits, 2)
-        without = ask(reader, Question(wants=wants, haves=haves)).objects
+        without = ask(graph, Question(wants=wants, haves=haves)).objects
         tags = tuple((tag, reader.peel(tag)) for tag in history.tags)
-        sent = ask(reader, Question(wants=wants, haves=haves, tags=tags)).objects
+        sent = ask(graph, Question(wants=wants, haves=haves, tags=tags)).objects
         expected = {tag for tag, end in tags if end in without}
         assert expected <= sent
         assert sent - without <= closure(reader, expected)
@@ -273,6 +288,9 @@ def test_tags_are_included_whose_ends_are_sent(
 
 
 FILES = {f"folder{n}/file{m}": b"%d %d" % (n, m) for n in range(5) for m in range(5)}
+
+
+PATHS = ("^{tree}", ":folder0", ":folder0/file0")
 
 
 class Line:
@@ -295,13 +313,11 @@ class Line:
 
     def changed(self, *commits: ObjectId) -> set[ObjectId]:
         """Return these commits, and what each changes: its tree, the folder, the file."""
-        paths = ("^{tree}", ":folder0", ":folder0/file0")
-        return {*commits, *(self.oid(f"{c.decode()}{path}") for c in commits for path in paths)}
+        return {*commits, *(self.oid(f"{c.decode()}{path}") for c in commits for path in PATHS)}
 
     def ask(self, **question: object) -> Sent:
         """Return the answer to a Question of these fields."""
-        with LogReader(self.log.packs(), self.log.table()) as reader:
-            return ask(reader, Question(**question))  # type: ignore[arg-type]
+        return ask(self.log.graph(), Question(**question))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -317,6 +333,16 @@ def test_only_what_changed_is_sent_to_a_client_that_is_behind(line: Line) -> Non
 def test_old_versions_that_were_compared_are_bases_for_thin_deltas(line: Line) -> None:
     sent = line.ask(wants=(line.c[5],), haves=(line.c[3],))
     assert line.changed(line.c[3]) <= sent.with_client
+
+
+def test_what_changed_is_paired_with_the_version_that_the_client_has(line: Line) -> None:
+    """A client that filters may lack it."""
+    question = Question(wants=(line.c[5],), haves=(line.c[3],))
+    graph = line.log.graph()
+    names = [oid.decode() + path for oid in (line.c[5], line.c[3]) for path in PATHS]
+    places = graph.places([line.oid(name) for name in names]).tolist()
+    assert set(zip(places[:3], places[3:], strict=True)) <= set(need(graph, question).alike)
+    assert need(graph, replace(question, filter=parse_filter("blob:limit=9"))).alike == ()
 
 
 def test_nothing_is_sent_that_the_client_has(line: Line) -> None:
@@ -337,17 +363,15 @@ def test_a_moved_file_is_not_sent_again(line: Line) -> None:
 
 def test_ci_that_keeps_its_workspace_gets_no_unchanged_file_with_depth_1(line: Line) -> None:
     """The new commit has no parent in the answer, but the client's commit is much like it."""
-    with LogReader(line.log.packs(), line.log.table()) as reader:
-        edge = boundary(reader, wants=[line.c[5]], shallow=[line.c[2]], deepen=1)
+    edge = boundary(line.log.graph(), wants=[line.c[5]], shallow=[line.c[2]], deepen=1)
     sent = line.ask(wants=(line.c[5],), haves=(line.c[2],), shallow=(line.c[2],), boundary=edge)
     assert sent.objects == line.changed(line.c[5])
 
 
 def test_to_deepen_by_one_sends_only_what_the_older_commit_had_otherwise(line: Line) -> None:
-    with LogReader(line.log.packs(), line.log.table()) as reader:
-        edge = boundary(
-            reader, wants=[line.c[5]], shallow=[line.c[4]], deepen=1, deepen_relative=True
-        )
+    edge = boundary(
+        line.log.graph(), wants=[line.c[5]], shallow=[line.c[4]], deepen=1, deepen_relative=True
+    )
     sent = line.ask(wants=(line.c[5],), haves=(line.c[5],), shallow=(line.c[4],), boundary=edge)
     assert sent.objects == line.changed(line.c[3])
 
@@ -360,20 +384,20 @@ def test_below_a_shallow_commit_everything_is_sent_again(line: Line) -> None:
 
 
 def test_a_commit_at_the_edge_comes_with_its_whole_tree(line: Line) -> None:
+    edge = boundary(line.log.graph(), wants=[line.c[5]], shallow=(), deepen=1)
+    sent = line.ask(wants=(line.c[5],), boundary=edge)
     with LogReader(line.log.packs(), line.log.table()) as reader:
-        edge = boundary(reader, wants=[line.c[5]], shallow=(), deepen=1)
-        sent = line.ask(wants=(line.c[5],), boundary=edge)
         assert sent.objects == closure(reader, line.c[5:], cut=set(line.c))
 
 
-def test_thousands_of_blobs_are_looked_up_and_nothing_is_read(line: Line) -> None:
+def test_thousands_of_blobs_are_looked_up_and_no_tree_is_looked_at(line: Line) -> None:
     """That is how a partial clone fetches what it lacks."""
     listed = run_git("ls-tree", "-r", "main", repo=line.origin.path).splitlines()
     blobs = tuple(ObjectId(entry.split()[2]) for entry in listed)
-    with CountingReader(line.log) as reader:
-        sent = ask(reader, Question(wants=blobs, filter=parse_filter("blob:none")))
-        assert sent.objects == set(blobs)
-        assert reader.reads == []
+    graph = CountingGraph(line.log)
+    sent = ask(graph, Question(wants=blobs, filter=parse_filter("blob:none")))
+    assert sent.objects == set(blobs)
+    assert graph.asked == set()
 
 
 def test_a_wanted_tree_comes_with_all_below_it_and_without_commits(line: Line) -> None:
@@ -413,8 +437,7 @@ def test_a_new_tag_on_what_the_client_has_comes_when_history_is_to_end_before_it
     """git sends the tagged commit again, since it cuts off what the client has, too."""
     outer, inner = line.oid("outer"), line.oid("inner")
     tags = ((outer, line.c[5]),)
-    with LogReader(line.log.packs(), line.log.table()) as reader:
-        edge = boundary(reader, wants=[line.c[5]], shallow=[], deepen=2)
+    edge = boundary(line.log.graph(), wants=[line.c[5]], shallow=[], deepen=2)
     whole = line.ask(wants=(line.c[5],), haves=(line.c[5],), tags=tags)
     ending = line.ask(wants=(line.c[5],), haves=(line.c[5],), tags=tags, boundary=edge)
     assert whole.objects == set()
@@ -434,8 +457,7 @@ def test_a_tree_at_two_depths_counts_at_the_lesser(tmp_path: Path) -> None:
     origin.commit("main", {"a/b/c/file": b"1", "z/file": b"1", "m/n/o/p": b"2", "b/p": b"2"})
     log.fetch(origin)
     tip = origin.tips()
-    with LogReader(log.packs(), log.table()) as reader:
-        sent = ask(reader, Question(wants=tip, filter=parse_filter("tree:3"))).objects
+    sent = ask(log.graph(), Question(wants=tip, filter=parse_filter("tree:3"))).objects
     assert sent == rev_list(origin.path, tip, (), "--filter=tree:3")
     assert run_git("rev-parse", "main:z/file", repo=origin.path).strip() in sent
 
@@ -446,8 +468,7 @@ def test_a_submodule_is_no_object_of_this_repository(tmp_path: Path) -> None:
     assert b"160000" in listed
     log = GrownLog(tmp_path / "log")
     log.fetch(history.repo)
-    with LogReader(log.packs(), log.table()) as reader:
-        sent = ask(reader, Question(wants=log.tips)).objects
+    sent = ask(log.graph(), Question(wants=log.tips)).objects
     assert sent == rev_list(history.path, log.tips)
 
 
@@ -456,13 +477,37 @@ def test_an_object_that_the_log_lacks_is_a_key_error(line: Line) -> None:
         line.ask(wants=(ObjectId(b"7" * 40),))
 
 
-def test_no_tree_is_read_of_history_behind_what_the_client_has(line: Line) -> None:
-    with CountingReader(line.log) as reader:
-        ask(reader, Question(wants=(line.c[5],), haves=(line.c[4],)))
-        read = {objects.hex_id(raw) for raw in reader.reads}
-        trees = {oid for oid in read if reader.type_of(oid) == objects.TREE}
-    expected = {line.oid(f"main{at}") for at in ("^{tree}", ":folder0", "~^{tree}", "~:folder0")}
-    assert trees == expected
+def test_no_tree_is_looked_at_of_history_behind_what_the_client_has(line: Line) -> None:
+    graph = CountingGraph(line.log)
+    ask(graph, Question(wants=(line.c[5],), haves=(line.c[4],)))
+    listed = [
+        entry.split()
+        for start in ("main", "main~")
+        for entry in run_git("ls-tree", "-rt", start, repo=line.origin.path).splitlines()
+    ]
+    near = {ObjectId(entry[2]) for entry in listed if entry[1] == b"tree"}
+    roots = {line.oid("main^{tree}"), line.oid("main~^{tree}")}
+    asked = {oid for oid in graph.asked if graph.kind(graph.table.row(oid)) == objects.TREE}
+    assert roots <= asked <= near | roots
+
+
+@pytest.mark.slow
+@settings(max_examples=settings().max_examples // 10)
+@given(seed=seeds)
+def test_to_know_that_all_is_wanted_changes_nothing(
+    seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It only saves the walk, whatever the filter and whatever lies behind what is wanted."""
+    with scene(tmp_path_factory.mktemp("g"), seed) as (history, reader, graph, tips):
+        wanted = reached(graph, graph.places(tips))
+        assert wanted.all()
+        tags = tuple((tag, reader.peel(tag)) for tag in history.tags)
+        for spec in (None, *history.dice.sample(FILTERS, 3)):
+            question = Question(
+                wants=tuple(tips), filter=None if spec is None else parse_filter(spec), tags=tags
+            )
+            told = replace(question, whole=len(graph))
+            assert ask(graph, told) == ask(graph, question)
 
 
 def test_a_revert_of_what_the_client_lacks_is_sent_with_all_below_it(line: Line) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from goblet_node.serve.negotiate import negotiate
+from goblet_node.serve.negotiate import foregone, negotiate
 from goblet_node.wire.answers import (
     NAK,
     READY,
@@ -102,6 +102,38 @@ def test_version_2_tells_a_boundary_to_who_asks_for_depth_or_is_shallow(
 ) -> None:
     answer = negotiate(fetch, V2, common=(), shallow=shallow, ready=asks_nobody)
     assert answer == Turn(tells_boundary=tells, has_pack=True)
+
+
+@pytest.mark.parametrize("dialect", [V2, DETAILED, NO_DONE, MULTI, PLAIN], ids=repr)
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("haves", [(), (B,), (B, C)])
+@pytest.mark.parametrize("shallow", [(), (D,)])
+@pytest.mark.parametrize("deepen", [None, 1])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_turn_that_is_foregone_is_the_turn_whatever_is_found(
+    dialect: Dialect,
+    done: bool,
+    haves: tuple[ObjectId, ...],
+    shallow: tuple[ObjectId, ...],
+    deepen: int | None,
+    waits: bool,
+) -> None:
+    """Its head is sent before anybody looked, so it must be right in every case."""
+    fetch = Fetch(
+        wants=(A,), haves=haves, done=done, shallow=shallow, deepen=deepen, wait_for_done=waits
+    )
+    known = foregone(fetch, dialect)
+    turns = {
+        negotiate(fetch, dialect, common=haves[:held], shallow=shallow, ready=ready)
+        for held in range(len(haves) + 1)
+        for ready in (lambda _: False, lambda _: True)
+    }
+    is_certain = turns == {next(iter(turns))} and next(iter(turns)).has_pack and deepen is None
+    assert known == (next(iter(turns)) if is_certain else None)
+
+
+def test_who_is_done_in_version_2_need_not_wait_in_silence_for_its_pack() -> None:
+    assert foregone(Fetch(wants=(A,), haves=(B,), done=True), V2) == Turn(has_pack=True)
 
 
 def test_version_0_tells_the_boundary_in_every_answer_but_only_for_depth() -> None:

@@ -176,7 +176,7 @@ def test_entries_dropped_anywhere_leave_a_pack_that_git_accepts(
 
 def scan(path: Path) -> Scan:
     nothing: dict[bytes, tuple[int, bytes]] = {}
-    return scan_pack(path, resolve_base=nothing.__getitem__, mention=lambda _: None)
+    return scan_pack(path, resolve_base=nothing.__getitem__, mention=lambda *_: None)
 
 
 def test_the_new_entries_are_what_a_new_scan_finds(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_new_entries_are_what_a_new_scan_finds(tmp_path: Path) -> None:
     whole = scan_pack(
         tmp_path / "segment",
         resolve_base={object_id(BLOB, contents[0]): (BLOB, contents[0])}.__getitem__,
-        mention=lambda _: None,
+        mention=lambda *_: None,
     )
     assert made.entries.tobytes() == whole.entries.tobytes()
     assert made.checksum == whole.checksum

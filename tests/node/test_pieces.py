@@ -20,7 +20,6 @@ from goblet_node.serve.pieces import (
     Pieces,
     Runs,
     pack_of,
-    sealed,
     slices_of,
     touching,
 )
@@ -96,11 +95,6 @@ def test_a_pack_is_a_header_the_runs_and_their_hash(files: list[Path], drawn: Dr
     assert header == b"PACK\0\0\0\2\0\0\0\7"
     assert pack[12:-20] == bytes_of(files, drawn)
     assert trailer == hashlib.sha1(pack[:-20]).digest()
-
-
-def test_a_known_trailer_is_said_and_not_computed() -> None:
-    slices = (data for data in [b"entries"])
-    assert list(sealed(1, slices, trailer=b"t" * 20))[1:] == [b"entries", b"t" * 20]
 
 
 def test_a_long_run_leaves_in_slices_of_sixteen_packets(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from goblet_node.fill.policy import Standing
 from goblet_node.mirror.log import Generation
 from goblet_node.serve.plan import (
     Behind,
@@ -25,8 +26,8 @@ A, B, C = (ObjectId(digit * 40) for digit in (b"a", b"b", b"c"))
 NONE: frozenset[ObjectId] = frozenset()
 
 
-def generation(number: int, segments: int, *orphans: ObjectId) -> Generation:
-    return Generation(number=number, segments=segments, refs_file="-", orphans=orphans)
+def generation(number: int, objects: int, *orphans: ObjectId) -> Generation:
+    return Generation(number=number, objects=objects, bytes=9, refs_file="-", orphans=orphans)
 
 
 def held(
@@ -49,8 +50,9 @@ def planned(
     held: Held | None = None,
     arriving: frozenset[ObjectId] | None = None,
     tried: Tried = Tried.NOTHING,
+    standing: Standing = Standing.SELDOM,
 ) -> Plan:
-    return plan(fetch, held=held, arriving=arriving, tried=tried)
+    return plan(fetch, held=held, arriving=arriving, tried=tried, standing=standing)
 
 
 def test_a_clone_of_a_clean_generation_is_whole() -> None:
@@ -165,6 +167,32 @@ def test_one_shallow_or_partial_clone_does_not_have_all_of_a_repository_fetched(
     fetch: Fetch,
 ) -> None:
     assert planned(fetch) == Forward("cold")
+
+
+@pytest.mark.parametrize("fetch", [SHALLOW, FILTERED])
+def test_many_shallow_or_partial_clones_have_it_fetched_behind_them(fetch: Fetch) -> None:
+    assert planned(fetch, standing=Standing.OFTEN) == Forward("cold", fill=True)
+
+
+@pytest.mark.parametrize("fetch", [CLONE, FETCH, SHALLOW, FILTERED])
+def test_what_is_too_large_for_a_mirror_is_forwarded_and_not_fetched(fetch: Fetch) -> None:
+    facts = planned(fetch, standing=Standing.TOO_LARGE)
+    assert facts == Forward("too large for a mirror", fill=False)
+    following = planned(fetch, arriving=frozenset({A, B}), standing=Standing.TOO_LARGE)
+    assert isinstance(following, Forward)
+
+
+def test_a_mirror_that_is_there_answers_though_it_could_not_grow() -> None:
+    current = generation(3, 2)
+    assert planned(held=held(current, reach=1), standing=Standing.TOO_LARGE) == Whole(current)
+
+
+@pytest.mark.parametrize("fetch", [CLONE, FETCH, SHALLOW, FILTERED])
+def test_what_the_operator_excludes_is_forwarded_even_if_a_mirror_is_there(fetch: Fetch) -> None:
+    for facts in (None, held(generation(1, 1))):
+        chosen = planned(fetch, held=facts, standing=Standing.NEVER)
+        assert isinstance(chosen, Forward)
+        assert not chosen.fill
 
 
 def test_who_holds_all_of_history_has_a_cold_repository_filled_for_the_next() -> None:

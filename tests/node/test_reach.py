@@ -8,25 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goblet_node.mirror.graph import Graph
+from goblet_node.mirror.links import Links
 from goblet_node.mirror.reach import orphans
-from goblet_node.mirror.reader import LogReader
 from goblet_node.wire.refs import ObjectId
 from goblet_testing.packs import GrownLog, Repo, run_git
 
 A_YEAR = 365 * 24 * 60 * 60
 
 
-class CountingReader(LogReader):
-    """Knows how many objects were read."""
+class CountingGraph(Graph):
+    """Knows of how many commits the parents were asked for."""
 
     def __init__(self, log: GrownLog) -> None:
-        super().__init__(log.packs(), log.table())
-        self.reads = 0
+        super().__init__(log.table(), Links.load(log.links()))
+        self.asked = 0
 
-    def resolve(self, raw: bytes) -> tuple[int, bytes]:
-        """Count, and read."""
-        self.reads += 1
-        return super().resolve(raw)
+    def parents(self, commit: int) -> list[int]:
+        """Count, and answer."""
+        self.asked += 1
+        return super().parents(commit)
 
 
 def orphans_of(
@@ -35,8 +36,7 @@ def orphans_of(
     old_tips: Iterable[ObjectId],
     old_orphans: Iterable[ObjectId] = (),
 ) -> tuple[ObjectId, ...]:
-    with LogReader(log.packs(), log.table()) as reader:
-        return orphans(reader, tips, old_tips, old_orphans)
+    return orphans(log.graph(), tips, old_tips, old_orphans)
 
 
 @pytest.fixture
@@ -115,9 +115,9 @@ def test_a_fast_forward_is_settled_without_walking_history(origin: Repo, log: Gr
     old = origin.tips()
     origin.commit("main", {"file": b"one more"})
     log.fetch(origin)
-    with CountingReader(log) as reader:
-        assert orphans(reader, origin.tips(), old) == ()
-    assert reader.reads < 10
+    graph = CountingGraph(log)
+    assert orphans(graph, origin.tips(), old) == ()
+    assert graph.asked < 10
 
 
 def test_old_orphans_cost_no_walk_of_history(origin: Repo, log: GrownLog) -> None:
@@ -127,9 +127,9 @@ def test_old_orphans_cost_no_walk_of_history(origin: Repo, log: GrownLog) -> Non
     old = origin.tips()
     origin.commit("main", {"file": b"one more"})
     log.fetch(origin)
-    with CountingReader(log) as reader:
-        assert orphans(reader, origin.tips(), old, [feature]) == (feature,)
-    assert reader.reads < 10
+    graph = CountingGraph(log)
+    assert orphans(graph, origin.tips(), old, [feature]) == (feature,)
+    assert graph.asked < 10
 
 
 def test_clocks_that_go_backwards_orphan_no_tip(tmp_path: Path) -> None:

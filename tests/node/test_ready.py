@@ -1,5 +1,6 @@
 """ready: says so exactly where git's upload-pack does."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goblet_node.mirror.reader import LogReader
+from goblet_node.objects import COMMIT, TREE, hex_id, object_id
 from goblet_node.serve.ready import ready
 from goblet_node.wire.pktline import decode_all
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 from goblet_node.wire.v2_client import encode_request
 from goblet_testing.histories import random_history
-from goblet_testing.packs import GrownLog, Repo, run_git
+from goblet_testing.packs import GrownLog, HandMade, Repo, commit_of, pack_of, run_git
 from goblet_testing.upload_pack import answer
 
 
@@ -24,8 +25,7 @@ def is_ready(
     common: Sequence[ObjectId],
     shallow: Sequence[ObjectId] = (),
 ) -> bool:
-    with LogReader(log.packs(), log.table()) as reader:
-        return ready(reader, wants=wants, common=common, shallow=shallow)
+    return ready(log.graph(), wants=wants, common=common, shallow=shallow)
 
 
 @pytest.mark.slow
@@ -107,3 +107,20 @@ def test_a_blob_in_common_leads_to_no_commit(origin: Repo, log: GrownLog) -> Non
     blob = oid_of(origin, "main:file")
     assert not is_ready(log, [oid_of(origin, "main")], [blob])
     assert is_ready(log, [blob], [blob])
+
+
+@pytest.mark.slow
+def test_a_commit_of_thousands_of_parents_is_gone_through_once(tmp_path: Path) -> None:
+    """They are roots, and none is what the client has."""
+    tree = object_id(TREE, b"")
+    roots = [commit_of(tree, seconds=number) for number in range(10, 6000)]
+    other = commit_of(tree)
+    top = commit_of(tree, *(object_id(COMMIT, root) for root in roots), seconds=7000)
+    made = [(TREE, b""), *((COMMIT, content) for content in (*roots, other, top))]
+    log = GrownLog(tmp_path / "log")
+    log.take(pack_of([HandMade(kind=kind, content=content) for kind, content in made]), ())
+    want, common = (hex_id(object_id(COMMIT, content)) for content in (top, other))
+    graph = log.graph()
+    begun = time.process_time()
+    assert not ready(graph, wants=[want], common=[common], shallow=[])
+    assert time.process_time() - begun < 0.5

@@ -61,7 +61,7 @@ def test_files_that_the_manifest_does_not_name_are_removed(mirror: Mirror, root:
     (mirror.directory / "directory").mkdir()
     repair = recovered(mirror, root)
     assert repair is not None
-    assert repair.sentence == "4 files of an unfinished commit; removed"
+    assert repair.sentence == "4 files that its manifest does not name; removed"
     assert repair.place == KEY
 
 
@@ -105,10 +105,10 @@ def test_damaged_refs_cost_the_mirror(
     assert not mirror.directory.exists()
 
 
-def test_older_refs_and_tables_may_be_missing(mirror: Mirror, root: CacheRoot) -> None:
-    """Nobody needs the ones, and the others can be made again."""
-    (mirror.directory / mirror.generations[0].refs_file).unlink()
+def test_tables_and_links_may_be_missing(mirror: Mirror, root: CacheRoot) -> None:
+    """They can be made again from their segments."""
     mirror.segments[0].table.unlink()
+    mirror.segments[1].links.unlink()
     assert recovered(mirror, root) is None
     assert mirror.directory.exists()
 
@@ -138,10 +138,10 @@ def test_a_first_commit_that_did_not_come_to_its_manifest_is_removed(
 def test_a_mirror_of_another_version_is_removed(mirror: Mirror, root: CacheRoot) -> None:
     """Kept, it would fill a disk that no one counts it on."""
     path = mirror.directory / MANIFEST
-    path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":2'))
+    path.write_bytes(path.read_bytes().replace(b'"version":2', b'"version":1'))
     repair = recovered(mirror, root)
     assert repair is not None
-    assert "of version 2 and this Goblet reads version 1" in repair.sentence
+    assert "of version 1 and this Goblet reads version 2" in repair.sentence
 
 
 def test_a_mirror_in_the_place_of_another_is_removed(mirror: Mirror, root: CacheRoot) -> None:

@@ -1,5 +1,6 @@
 """Refreshes of a mirror from a real origin, into a real store, through a real worker."""
 
+import gc
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -12,21 +13,26 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from goblet_node.errors import MirrorDamaged, UpstreamError
+from goblet_node.fill import refresh as refresh_module
+from goblet_node.fill.failures import Refused
 from goblet_node.fill.hosts import Upstreams
+from goblet_node.fill.policy import MirrorPolicy, Standing, TooLargeToMirror
 from goblet_node.fill.receive import Receiver
 from goblet_node.fill.refresh import Refresher
-from goblet_node.fill.refs import RefsDesk
+from goblet_node.fill.refs import MIRRORED, Listing, RefsDesk
 from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.mirror.disk import Disk
 from goblet_node.mirror.log import Mirror
 from goblet_node.mirror.store import MirrorStore
 from goblet_node.wire.refs import ObjectId
+from goblet_node.wire.requests import Fetch
 from goblet_shared.git_route import parse_target
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
 from goblet_testing.gitcli import git, refs_of
 from goblet_testing.origin import Origin
+from goblet_testing.rooms import room_of
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +43,17 @@ class House:
     """A refresher with all that it needs, and a grant for one repository."""
 
     def __init__(
-        self, origin: Origin, store: MirrorStore, refresher: Refresher, grant: Grant
+        self,
+        origin: Origin,
+        store: MirrorStore,
+        desk: RefsDesk,
+        refresher: Refresher,
+        grant: Grant,
     ) -> None:
         self.origin = origin
         self.repo = origin.root / f"{REPO}.git"
         self.store = store
+        self.desk = desk
         self.refresher = refresher
         self.grant = grant
 
@@ -58,6 +70,12 @@ class House:
         await refresh.ended.wait()
         if refresh.error is not None:
             raise refresh.error
+
+    async def heard(self, listing: Listing) -> None:
+        """Tell the refresher of a listing, and wait for what that starts."""
+        await self.refresher.heard(self.grant, listing)
+        while (flying := self.refresher.flying(self.grant.key)) is not None:
+            await flying.ended.wait()
 
     def holds_what_the_origin_has(self) -> bool:
         """Whether the mirror has the origin's heads and tags, and HEAD."""
@@ -83,7 +101,9 @@ def origin(template: Path, tmp_path: Path) -> Iterator[Origin]:
 
 
 @asynccontextmanager
-async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
+async def housing(
+    origin: Origin, directory: Path, *, policy: MirrorPolicy | None = None
+) -> AsyncIterator[House]:
     """Put a refresher together as the command line does."""
     metrics = NodeMetrics(CollectorRegistry())
     store = MirrorStore(directory / "cache", disk=Disk())
@@ -102,18 +122,23 @@ async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
             agent="goblet/test",
             metrics=metrics,
         )
+        desk = RefsDesk(upstream=upstream, nursery=nursery)
+        policy = policy or MirrorPolicy()
         refresher = Refresher(
             store=store,
             receiver=Receiver(
                 store=store,
                 upstream=upstream,
+                room=room_of(),
                 workers=anyio.CapacityLimiter(1),
                 max_object_bytes=1 << 30,
+                note_too_large=policy.note_too_large,
                 metrics=metrics,
             ),
-            desk=RefsDesk(upstream=upstream, nursery=nursery),
+            desk=desk,
             nursery=nursery,
             retry_after_failure=30,
+            policy=policy,
             metrics=metrics,
         )
         route = parse_target(
@@ -121,7 +146,7 @@ async def housing(origin: Origin, directory: Path) -> AsyncIterator[House]:
             raw_path=f"/origin.test/{REPO}.git/info/refs".encode(),
             query=b"service=git-upload-pack",
         )
-        yield House(origin, store, refresher, await upstream.may_read(route, None))
+        yield House(origin, store, desk, refresher, await upstream.may_read(route, None))
         nursery.cancel_scope.cancel()
     store.close()
 
@@ -266,13 +291,213 @@ async def test_what_a_client_was_told_is_what_a_cold_fetch_asks_for(
 ) -> None:
     """Somebody pushes between a client's ls-refs and its fetch."""
     async with housing(origin, tmp_path) as house:
-        told = await house.refresher._desk.ask(house.grant, None)
+        told = await house.desk.ask(house.grant, None)
         await house.refresher.heard(house.grant, told)
         repos.commit(house.repo, files={"new": "new\n"})
         origin.clear_log()
         await house.refresh()
         assert [seen.kind for seen in origin.log] == ["fetch"]
-        assert house.mirror.tips == {ref.oid for ref in told if ref.oid}
+        assert house.mirror.tips == told.tips
+
+
+async def test_a_listing_that_was_begun_earlier_and_comes_later_sets_no_ref_back(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        older = await house.desk.ask(house.grant, MIRRORED)
+        await house.refresh()
+        repos.commit(house.repo, files={"new": "new\n"})
+        newer = await house.desk.ask(house.grant, MIRRORED)
+        await house.heard(newer)
+        assert house.mirror.tips == newer.tips
+        await house.heard(older)
+        assert house.mirror.tips == newer.tips != older.tips
+        await house.heard(await house.desk.ask(house.grant, MIRRORED))
+        await house.heard(older)
+        assert house.holds_what_the_origin_has()
+
+
+async def test_a_push_that_is_heard_of_during_a_refresh_is_brought_by_the_next(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """Whoever asks for it waits for that one, and does not have it fetched by its name."""
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.hold_fetches()
+        await house.refresher.heard(
+            house.grant, first := await house.desk.ask(house.grant, MIRRORED)
+        )
+        flying = house.refresher.flying(house.grant.key)
+        await origin.until_held(1)
+        assert house.refresher.start(house.grant) is flying
+        assert house.refresher.start(house.grant, first) is flying
+        repos.commit(house.repo, files={"newer": "newer\n"})
+        newer = await house.desk.ask(house.grant, MIRRORED)
+        await house.refresher.heard(house.grant, newer)
+        await house.refresher.heard(house.grant, first)
+        following = house.refresher.start(house.grant)
+        assert following is not None
+        assert following is not flying
+        assert house.refresher.start(house.grant, newer) is following
+        origin.release()
+        await following.ended.wait()
+        assert following.error is None
+        assert house.mirror.tips == newer.tips
+        assert house.refresher.flying(house.grant.key) is None
+        assert house.mirror.current.is_clean
+
+
+async def test_when_a_refresh_fails_so_does_the_one_that_waited_for_it(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.misbehave(Fault(cut_after=100), kind="fetch")
+        first = await house.desk.ask(house.grant, MIRRORED)
+        repos.commit(house.repo, files={"newer": "newer\n"})
+        newer = await house.desk.ask(house.grant, MIRRORED)
+        flying = house.refresher.start(house.grant, first)
+        following = house.refresher.start(house.grant, newer)
+        assert flying is not None
+        assert following is not None
+        await following.ended.wait()
+        assert isinstance(following.error, UpstreamError)
+        assert following.error is flying.error
+        assert house.refresher.start(house.grant) is None
+
+
+async def test_a_disk_that_refuses_does_not_keep_upstreams_refs_from_who_asked(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+    async with housing(origin, tmp_path) as house:
+        refs_file = house.mirror.directory / house.mirror.current.refs_file
+        refs_file.unlink()
+        refs_file.mkdir()
+        await house.heard(await house.desk.ask(house.grant, MIRRORED))
+        assert house.store.get(house.grant.key) is not None
+
+
+async def test_a_credential_that_is_refused_meanwhile_holds_back_nobody_elses_refresh(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.misbehave(Fault(status=403), kind="fetch")
+        first = await house.desk.ask(house.grant, MIRRORED)
+        repos.commit(house.repo, files={"newer": "newer\n"})
+        newer = await house.desk.ask(house.grant, MIRRORED)
+        origin.clear_log()
+        flying = house.refresher.start(house.grant, first)
+        following = house.refresher.start(house.grant, newer)
+        assert flying is not None
+        assert following is not None
+        await following.ended.wait()
+        assert isinstance(flying.error, Refused)
+        assert [seen.kind for seen in origin.log].count("fetch") == 2
+        origin.behave()
+        await house.refresh()
+        assert house.holds_what_the_origin_has()
+
+
+async def test_an_eviction_that_had_begun_does_not_take_the_mirror_from_a_refresh(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """Without it, the thin pack that comes is good for nothing."""
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        repos.commit(house.repo, files={"new": "new\n"})
+        origin.hold_fetches()
+        refresh = house.refresher.start(house.grant)
+        assert refresh is not None
+        await origin.until_held(1)
+        assert house.store.evict(house.grant.key, only=house.mirror) == 0
+        origin.release()
+        await refresh.ended.wait()
+        assert refresh.error is None
+        assert house.holds_what_the_origin_has()
+
+
+async def test_a_mirror_that_was_evicted_while_refs_were_compared_is_not_fetched_anew(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cold again, and being listed is not being cloned."""
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        mirror = house.mirror
+        repos.commit(house.repo, files={"new": "new\n"})
+        listing = await house.desk.ask(house.grant, MIRRORED)
+        agree = refresh_module._agree
+
+        def evicting(mirror: Mirror, listing: Listing) -> bool:
+            assert house.store.evict(mirror.key, only=mirror)
+            return agree(mirror, listing)
+
+        monkeypatch.setattr(refresh_module, "_agree", evicting)
+        await house.heard(listing)
+        assert house.store.get(mirror.key) is None
+
+
+async def test_a_listing_is_not_held_in_memory_by_the_mirror_that_agrees_with_it(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """A million refs are 300 MB, which the desk counts and lets go of."""
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        listing = await house.desk.ask(house.grant, None)
+        await house.refresher.heard(house.grant, listing)
+        assert house.refresher.flying(house.grant.key) is None
+        assert gc.get_referrers(listing.mirrored) == [listing]
+
+
+async def test_what_the_mirror_holds_already_starts_nothing_also_after_a_restart(
+    origin: Origin, tmp_path: Path
+) -> None:
+    """Then its refs are read from the disk to be compared."""
+    for _ in range(2):
+        async with housing(origin, tmp_path) as house:
+            if house.store.get(house.grant.key) is None:
+                await house.refresh()
+            for _ in range(2):
+                listing = await house.desk.ask(house.grant, MIRRORED)
+                await house.refresher.heard(house.grant, listing)
+                assert house.refresher.flying(house.grant.key) is None
+
+
+async def test_a_repository_that_the_policy_excludes_is_not_fetched(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path, policy=MirrorPolicy(never=["origin.test/*"])) as house:
+        assert house.refresher.start(house.grant) is None
+        assert house.refresher.standing(house.grant.key, Fetch(done=True)) is Standing.NEVER
+
+
+async def test_too_many_refs_are_not_fetched_and_not_tried_again_at_once(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path, policy=MirrorPolicy(max_refs=3)) as house:
+        with pytest.raises(TooLargeToMirror):
+            await house.refresh()
+        assert origin.packs() == []
+        assert house.refresher.start(house.grant) is None
+        standing = house.refresher.standing(house.grant.key, Fetch(done=True))
+        assert standing is Standing.TOO_LARGE
+
+
+async def test_forwarded_fetches_count_once_a_job(origin: Origin, tmp_path: Path) -> None:
+    async with housing(origin, tmp_path, policy=MirrorPolicy(after=2)) as house:
+        key = house.grant.key
+        told = await house.desk.ask(house.grant, MIRRORED)
+        clone = Fetch(wants=(min(told.tips),), filter_spec="blob:none", done=True)
+        lazy = Fetch(wants=(ObjectId(b"1" * 40),), filter_spec="blob:none", done=True)
+        for fetch in (clone, lazy, lazy, lazy):
+            house.refresher.note_forwarded(key, fetch)
+            assert house.refresher.standing(key, lazy) is Standing.SELDOM
+        assert house.refresher.standing(key, clone) is Standing.OFTEN
 
 
 async def test_a_stopping_node_ends_its_refreshes(origin: Origin, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from goblet_node import objects
 from goblet_node.mirror import bases
 from goblet_node.mirror import scan as scan_module
 from goblet_node.mirror.concat import log_header
-from goblet_node.mirror.scan import Scan, scan_pack
+from goblet_node.mirror.scan import Mention, Scan, scan_pack
 from goblet_node.objects import BLOB, COMMIT, OFS_DELTA, REF_DELTA, TREE, PackRejected, hex_id
 from goblet_node.wire.refs import ObjectId
 from goblet_testing.packs import (
@@ -28,18 +28,20 @@ from goblet_testing.packs import (
     sealed,
 )
 
+NAMES = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}
+
 
 def scan(
     path: Path,
     *,
     before: dict[bytes, tuple[int, bytes]] | None = None,
-    mentioned: set[ObjectId] | None = None,
+    mention: Mention = lambda *_: None,
     limit: int = 1 << 20,
 ) -> Scan:
     return scan_pack(
         path,
         resolve_base=(before or {}).__getitem__,
-        mention=(set() if mentioned is None else mentioned).update,
+        mention=mention,
         max_object_bytes=limit,
     )
 
@@ -83,10 +85,9 @@ def test_scanning_finds_what_git_finds(
         if len(words) >= 5 and len(words[0]) == 40:
             base = words[6] if len(words) > 6 else b"0" * 40
             expected[words[0]] = (words[1], int(words[3]), int(words[4]), base)
-    names = {1: b"commit", 2: b"tree", 3: b"blob", 4: b"tag"}
     actual = {
         oid: (
-            names[entry["type"]],
+            NAMES[entry["type"]].encode(),
             entry["length"],
             entry["offset"],
             hex_id(entry["base"].ljust(20, b"\0")),
@@ -105,11 +106,24 @@ def test_scanning_finds_what_git_finds(
 
 
 def test_the_references_of_all_objects_are_mentioned(origin: Repo, tmp_path: Path) -> None:
-    """All but the tips themselves are referred to by something in a full pack."""
-    mentioned: set[ObjectId] = set()
-    scan_bytes(origin.pack(origin.tips()), tmp_path, mentioned=mentioned)
+    """Each object's once, under its own number and type, as they are read from the object."""
+    mentioned: dict[int, tuple[int, bytes, int]] = {}
+
+    def mention(index: int, kind: int, references: bytes, committed: int) -> None:
+        assert index not in mentioned
+        mentioned[index] = (kind, references, committed)
+
+    found = scan_bytes(origin.pack(origin.tips(), flags=()), tmp_path, mention=mention)
+    types = found.entries["type"].tolist()
+    assert sorted(mentioned) == [n for n, kind in enumerate(types) if kind != BLOB]
+    assert [mentioned[n][0] for n in sorted(mentioned)] == [kind for kind in types if kind != BLOB]
+    for index, (kind, references, committed) in mentioned.items():
+        content = run_git("cat-file", NAMES[kind], oids(found)[index].decode(), repo=origin.path)
+        assert objects.raw_references(kind, content) == (references, committed)
+    everything = b"".join(references for _, references, _ in mentioned.values())
+    named = {hex_id(everything[at : at + 20]) for at in range(0, len(everything), 20)}
     refs = origin.refs()
-    assert mentioned == origin.reachable() - {refs["refs/tags/v1-again"]}
+    assert named == origin.reachable() - {refs["refs/tags/v1-again"]}
 
 
 def test_a_base_always_has_an_earlier_turn_than_its_deltas(origin: Repo, tmp_path: Path) -> None:

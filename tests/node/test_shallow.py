@@ -1,7 +1,7 @@
 """shallow: the boundary is the one that git's upload-pack announces."""
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goblet_node.errors import ProtocolError
-from goblet_node.mirror.reader import LogReader
+from goblet_node.mirror.graph import Graph
 from goblet_node.serve.shallow import Boundary, boundary
 from goblet_node.wire.fetch_lines import MAX_DEPTH
 from goblet_node.wire.pktline import decode_all
@@ -25,12 +25,10 @@ NOTHING_SELECTED = "no commits selected for shallow requests"
 Lines = tuple[set[bytes], set[bytes]]
 
 
-def boundary_of(
-    reader: LogReader, fetch: Fetch, deepen_not: Sequence[ObjectId] = ()
-) -> Boundary | str:
+def boundary_of(graph: Graph, fetch: Fetch, deepen_not: Sequence[ObjectId] = ()) -> Boundary | str:
     try:
         return boundary(
-            reader,
+            graph,
             wants=fetch.wants,
             shallow=fetch.shallow,
             deepen=fetch.deepen,
@@ -56,7 +54,7 @@ def said_by_git(repo: Path, fetch: Fetch) -> Lines | str:
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Iterator[tuple[Path, LogReader, list[ObjectId]]]:
+def line(tmp_path: Path) -> tuple[Path, Graph, list[ObjectId]]:
     """Ten commits on one branch, newest first, with a tag of a tag on the newest."""
     origin, log = Repo.create(tmp_path / "origin"), GrownLog(tmp_path / "log")
     for number in range(10):
@@ -65,8 +63,7 @@ def line(tmp_path: Path) -> Iterator[tuple[Path, LogReader, list[ObjectId]]]:
     origin.tag("outer", "refs/tags/inner")
     log.fetch(origin)
     listed = run_git("rev-list", "main", repo=origin.path).split()
-    with LogReader(log.packs(), log.table()) as reader:
-        yield origin.path, reader, [ObjectId(oid) for oid in listed]
+    return origin.path, log.graph(), [ObjectId(oid) for oid in listed]
 
 
 def drawn_fetch(history: History, tips: Sequence[ObjectId]) -> tuple[Fetch, list[ObjectId]]:
@@ -106,90 +103,88 @@ def test_the_lines_are_those_of_upload_pack(
     history, log = random_history(folder / "repo", seed), GrownLog(folder / "log")
     tips = sorted(set(history.refs().values()))
     log.take(history.repo.pack([*history.commits, *tips]), [*history.commits, *tips])
-    with LogReader(log.packs(), log.table()) as reader:
-        for _ in range(3):
-            fetch, deepen_not = drawn_fetch(history, tips)
-            expected = said_by_git(history.path, fetch)
-            found = boundary_of(reader, fetch, deepen_not)
-            if isinstance(found, str) or isinstance(expected, str):
-                assert expected == found
-                continue
-            assert expected == (set(found.shallow), set(found.unshallow))
-            assert found.edge == set(found.shallow) | set(fetch.shallow) - set(found.unshallow)
+    graph = log.graph()
+    for _ in range(3):
+        fetch, deepen_not = drawn_fetch(history, tips)
+        expected = said_by_git(history.path, fetch)
+        found = boundary_of(graph, fetch, deepen_not)
+        if isinstance(found, str) or isinstance(expected, str):
+            assert expected == found
+            continue
+        assert expected == (set(found.shallow), set(found.unshallow))
+        assert found.edge == set(found.shallow) | set(fetch.shallow) - set(found.unshallow)
 
 
 @pytest.mark.parametrize("start", ["main", "outer"])
 def test_depth_counts_commits_of_a_branch_or_of_what_a_tag_points_at(
-    line: tuple[Path, LogReader, list[ObjectId]], start: str
+    line: tuple[Path, Graph, list[ObjectId]], start: str
 ) -> None:
-    path, reader, commits = line
+    path, graph, commits = line
     want = ObjectId(run_git("rev-parse", start, repo=path).strip())
-    found = boundary(reader, wants=[want], shallow=(), deepen=3)
+    found = boundary(graph, wants=[want], shallow=(), deepen=3)
     assert found == Boundary(shallow=(commits[2],), unshallow=(), edge=frozenset({commits[2]}))
 
 
-def test_to_deepen_moves_the_boundary(line: tuple[Path, LogReader, list[ObjectId]]) -> None:
-    _, reader, commits = line
-    found = boundary(reader, wants=commits[:1], shallow=[commits[1]], deepen=4)
+def test_to_deepen_moves_the_boundary(line: tuple[Path, Graph, list[ObjectId]]) -> None:
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=[commits[1]], deepen=4)
     assert found == Boundary(
         shallow=(commits[3],), unshallow=(commits[1],), edge=frozenset({commits[3]})
     )
 
 
 def test_to_deepen_by_two_counts_from_where_the_client_is(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    _, reader, commits = line
-    found = boundary(
-        reader, wants=commits[:1], shallow=[commits[4]], deepen=2, deepen_relative=True
-    )
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=[commits[4]], deepen=2, deepen_relative=True)
     assert found == Boundary(
         shallow=(commits[6],), unshallow=(commits[4],), edge=frozenset({commits[6]})
     )
 
 
 def test_a_boundary_that_stays_is_not_announced_and_still_cuts(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    _, reader, commits = line
-    found = boundary(reader, wants=commits[:1], shallow=[commits[2]], deepen=3)
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=[commits[2]], deepen=3)
     assert found == Boundary(shallow=(), unshallow=(), edge=frozenset({commits[2]}))
 
 
-def test_to_unshallow_leaves_no_boundary(line: tuple[Path, LogReader, list[ObjectId]]) -> None:
-    _, reader, commits = line
-    found = boundary(reader, wants=commits[:1], shallow=[commits[2]], deepen=MAX_DEPTH)
+def test_to_unshallow_leaves_no_boundary(line: tuple[Path, Graph, list[ObjectId]]) -> None:
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=[commits[2]], deepen=MAX_DEPTH)
     assert found == Boundary(shallow=(), unshallow=(commits[2],), edge=frozenset())
 
 
 def test_a_client_with_all_history_cannot_deepen_from_where_it_is(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    _, reader, commits = line
-    found = boundary(reader, wants=commits[:1], shallow=(), deepen=1, deepen_relative=True)
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=(), deepen=1, deepen_relative=True)
     assert found == Boundary(shallow=(), unshallow=(), edge=frozenset())
 
 
 def test_a_depth_beyond_the_root_is_no_boundary(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    _, reader, commits = line
-    found = boundary(reader, wants=commits[:1], shallow=(), deepen=MAX_DEPTH - 1)
+    _, graph, commits = line
+    found = boundary(graph, wants=commits[:1], shallow=(), deepen=MAX_DEPTH - 1)
     assert found == Boundary(shallow=(), unshallow=(), edge=frozenset())
 
 
 def test_a_time_after_all_commits_selects_nothing(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    path, reader, commits = line
+    path, graph, commits = line
     fetch = Fetch(wants=tuple(commits[:1]), deepen_since=2_000_000_000)
-    assert boundary_of(reader, fetch) == NOTHING_SELECTED == said_by_git(path, fetch)
+    assert boundary_of(graph, fetch) == NOTHING_SELECTED == said_by_git(path, fetch)
 
 
 def test_a_blob_that_is_called_shallow_is_refused(
-    line: tuple[Path, LogReader, list[ObjectId]],
+    line: tuple[Path, Graph, list[ObjectId]],
 ) -> None:
-    path, reader, commits = line
+    path, graph, commits = line
     blob = ObjectId(run_git("rev-parse", "main:file", repo=path).strip())
     with pytest.raises(ProtocolError, match="invalid shallow object"):
-        boundary(reader, wants=commits[:1], shallow=[blob], deepen=MAX_DEPTH)
+        boundary(graph, wants=commits[:1], shallow=[blob], deepen=MAX_DEPTH)

@@ -1,6 +1,8 @@
 """table: ids found again whatever bytes they are, and damage noticed."""
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +58,13 @@ def test_an_empty_log_holds_nothing() -> None:
 
 
 def test_every_field_comes_back_with_its_row(tmp_path: Path) -> None:
-    """The rows are in the order of ids, the entries were in that of the pack."""
+    """The rows are the places of the entries in the log."""
     written = []
     for number in range(3):
         entries = entries_of([os.urandom(20) for _ in range(50)])
         for name in ("offset", "length", "size"):
             entries[name] = np.random.default_rng(number).permutation(50).astype("u8") << 33
+        entries["offset"].sort()
         entries["header"] = np.arange(50)
         entries["base"] = oid_array(b"\0" * 1000)
         entries["base"][7] = b"b" * 19 + b"\0"
@@ -70,14 +73,14 @@ def test_every_field_comes_back_with_its_row(tmp_path: Path) -> None:
         written.append(entries)
     table = Table.load([tmp_path / f"{number}" for number in range(3)])
     for number, entries in enumerate(written):
-        for entry in entries:
+        for place, entry in enumerate(entries, 50 * number):
             row = int(table.find_raw(entry["oid"].reshape(1))[0])
+            assert row == place
             assert table.column("segment")[row] == number
             for name in ("offset", "length", "size", "header", "type", "kind", "base"):
                 assert table.column(name)[row] == entry[name], name
         assert table.raw_base(int(table.find_raw(entries["oid"][7:8])[0])) == b"b" * 19 + b"\0"
-        offsets = table.column("offset")[table.rows_of_segment(number)]
-        assert offsets.tolist() == sorted(entries["offset"].tolist())
+        assert list(table.rows_of_segment(number)) == list(range(50 * number, 50 * number + 50))
     assert table.checksums == (b"\0" * 20, b"\1" * 20, b"\2" * 20)
 
 
@@ -127,3 +130,25 @@ def test_a_table_keeps_no_file_open_and_misses_a_removed_one_only_for_new_column
     assert hex_id(raw_id(hex_id(b"a" * 20))) in table
     with pytest.raises(MirrorDamaged):
         table.column("offset")
+
+
+def test_a_table_is_cut_while_another_thread_asks_for_more_of_it(tmp_path: Path) -> None:
+    """An answer from the log as it was, and the first look at what its segments were joined to."""
+    paths = [write(tmp_path / str(number), [b"%d" % number * 20]) for number in range(3)]
+
+    def ask(table: Table) -> None:
+        for name in ENTRY.names or ():
+            table.column(name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            table = Table.load(paths)
+            asking = threading.Thread(target=ask, args=(table,))
+            asking.start()
+            while asking.is_alive():
+                assert len(Table.load(paths[:2], grown_from=table)) == 2
+            asking.join()
+    finally:
+        sys.setswitchinterval(interval)

@@ -13,11 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from goblet_node.errors import UpstreamError, UpstreamTooSlow
 from goblet_node.fill.connections import open_client
+from goblet_node.fill.failures import Refused
 from goblet_node.fill.hosts import INFO_REFS, Upstreams
-from goblet_node.fill.upstream import Grant, Refused, Upstream
+from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
-from goblet_node.wire.fetch_reader import PackData
+from goblet_node.wire.fetch_reader import PackData, Progress
 from goblet_node.wire.pktline import encode
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route, parse_target
@@ -82,7 +83,8 @@ def route(repo: str = REPO, *, dot_git: bool = True) -> Route:
 
 async def pack_of(upstream: Upstream, grant: Grant, origin: Origin) -> bytes:
     """Fetch everything, as a cold mirror does."""
-    wants = sorted({ref.oid for ref in await upstream.ls_refs(grant, None) if ref.oid})
+    refs = await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
+    wants = sorted({ref.oid for ref in refs if ref.oid})
     pack = b""
     async with aclosing(upstream.fetch(grant, wants=wants, haves=())) as events:
         async for event in events:
@@ -94,7 +96,7 @@ async def test_a_repository_is_granted_listed_and_fetched(origin: Origin, tmp_pa
     async with asking(origin) as upstream:
         grant = await upstream.may_read(route(), None)
         assert grant.can_be_mirrored
-        refs = await upstream.ls_refs(grant, None)
+        refs = await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
         pack = await pack_of(upstream, grant, origin)
     listed = {ref.name.decode(): ref.oid.decode() for ref in refs if ref.oid}
     truth = refs_of(origin.url_of(REPO))
@@ -102,6 +104,20 @@ async def test_a_repository_is_granted_listed_and_fetched(origin: Origin, tmp_pa
     (tmp_path / "got.pack").write_bytes(pack)
     git("init", "--quiet", "--bare", tmp_path / "judge")
     git("index-pack", "--strict", tmp_path / "got.pack", cwd=tmp_path / "judge")
+
+
+async def test_what_has_come_is_passed_on_while_upstream_pauses(origin: Origin) -> None:
+    """However small it is: somebody may be waiting for it."""
+    async with asking(origin) as upstream:
+        grant = await upstream.may_read(route(), None)
+        refs = await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
+        origin.misbehave(Fault(stall_after=2000), kind="fetch")
+        events = upstream.fetch(grant, wants=sorted({r.oid for r in refs if r.oid}), haves=())
+        with trio.fail_after(10):
+            async with aclosing(events):
+                first = await anext(events)
+    assert isinstance(first, Progress)
+    origin.behave()
 
 
 async def test_the_clients_spelling_of_dot_git_goes_upstream(origin: Origin) -> None:
@@ -204,14 +220,14 @@ async def test_clients_that_stall_forwarded_answers_hold_up_no_access_check(
 ) -> None:
     async with asking(origin, most=1, seconds=2.0) as upstream:
         grant = await upstream.may_read(route(), None)
-        refs = await upstream.ls_refs(grant, None)
+        refs = await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
         wants = sorted({ref.oid for ref in refs if ref.oid})
         body = v2_client.encode_fetch_request(wants=wants, haves=(), agent="git/test")
         headers = {"git-protocol": "version=2"}
         async with upstream.forward_post(grant, body, headers) as unread:
             assert unread.status == 200
             assert await upstream.may_read(route(), None) == grant
-            assert await upstream.ls_refs(grant, None) == refs
+            assert await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs) == refs
             await unread.body.aclose()
         async with upstream.forward_info_refs(grant, {}) as unread:
             assert await upstream.may_read(route(), None) == grant
@@ -247,7 +263,7 @@ async def test_our_own_questions_ask_for_answers_as_they_are() -> None:
     async with unruly_node() as node, asking(node) as upstream:
         node.conduct = telling({})
         grant = await upstream.may_read(route(), None)
-        await upstream.ls_refs(grant, None)
+        await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
         with pytest.raises(UpstreamError):
             await fetch_one(upstream, grant)
     assert [seen.header("accept-encoding") for seen in node.seen] == ["identity"] * 3
@@ -258,7 +274,9 @@ async def test_an_encoded_answer_to_our_own_question_is_refused(question: str) -
     sealed = {"Content-Encoding": "gzip"}
     asked: dict[str, Callable[[Upstream, Grant], Awaitable[object]]] = {
         "info-refs": lambda upstream, grant: upstream.may_read(route(), None),
-        "ls-refs": lambda upstream, grant: upstream.ls_refs(grant, None),
+        "ls-refs": lambda upstream, grant: upstream.ls_refs(
+            grant, None, read=v2_client.parse_ls_refs
+        ),
         "fetch": fetch_one,
     }
     async with unruly_node() as node, asking(node) as upstream:
@@ -393,7 +411,7 @@ async def test_a_question_lost_on_a_kept_connection_is_asked_again() -> None:
         node.conduct = forgetful
         grant = await upstream.may_read(route(), None)
         assert await upstream.may_read(route(), None) == grant
-        assert await upstream.ls_refs(grant, None) == ()
+        assert await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs) == ()
         for _ in range(2):
             async with upstream.forward_post(grant, b"0000", {}) as forwarded:
                 assert b"".join([chunk async for chunk in forwarded.body]) == b"0000"

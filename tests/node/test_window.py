@@ -17,7 +17,7 @@ from goblet_testing.packs import HandMade, insert_delta, pack_of, sealed
 
 def scan(path: Path) -> Scan:
     nothing: dict[bytes, tuple[int, bytes]] = {}
-    return scan_pack(path, resolve_base=nothing.__getitem__, mention=lambda _: None)
+    return scan_pack(path, resolve_base=nothing.__getitem__, mention=lambda *_: None)
 
 
 @pytest.fixture

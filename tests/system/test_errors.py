@@ -222,6 +222,16 @@ def test_a_request_that_cannot_be_met(
     assert f"remote error: {sentence}" in said
 
 
+def test_a_request_that_upstream_breaks_off_before_the_pack(
+    stand: Stand, name: str, tmp_path: Path
+) -> None:
+    """Cold: git's own server dies within the section that would say where history ends."""
+    read_by_user(tmp_path, "2", "remote", "set-url", "origin", "x")  # there is none yet
+    git("remote", "add", "origin", stand.url(name), cwd=tmp_path / "client")
+    said = read_by_user(tmp_path, "2", "fetch", "--shallow-since=2099-01-01", "origin", "main")
+    assert "502" in said
+
+
 @EVERY_VERSION
 def test_a_push(stand: Stand, name: str, tmp_path: Path, version: str) -> None:
     shutil.copytree(stand.repo(name), tmp_path / "client")

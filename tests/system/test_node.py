@@ -415,7 +415,7 @@ def test_every_protocol_version_is_answered(
         ["--single-branch"],
         ["--no-tags"],
         ["--branch=v0.1"],
-        ["--shallow-since=2020-09-15"],
+        ["--shallow-since=2020-09-15T00:00:00Z"],
     ],
 )
 @pytest.mark.parametrize("is_warm", [False, True])

@@ -1,9 +1,10 @@
 """Where bytes come from.
 
-upstream speaks smart HTTP to the origin and maps every failure (hosts: which URLs
-it may ask; connections and reading: how it is asked and its answers are read).
+upstream speaks smart HTTP to the origin (hosts: which URLs it may ask; connections
+and reading: how it is asked and its answers are read; failures: what may go wrong).
 refs asks what the refs are, refresh brings a mirror up to date: both once per
 repository however many wait (flights). receive fetches a pack, has it indexed and
-commits it; spool is a file that grows while many read it, scratch a folder for one
-task's work.
+commits it; spool is a file that grows while many read it (spool_file: the file),
+scratch a folder for one task's work. room is what all of them claim before they
+write. tidy joins and renews the logs of mirrors when it is quiet, niced how.
 """

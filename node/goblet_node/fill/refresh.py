@@ -7,21 +7,25 @@ which clients follow while it grows.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection
+from weakref import WeakKeyDictionary
 
 import trio
 
-from goblet_node.errors import MirrorDamaged, NodeStopping
+from goblet_node.errors import DiskFailed, MirrorDamaged, NodeStopping
+from goblet_node.fill.failures import Refused
 from goblet_node.fill.flights import Flights
+from goblet_node.fill.policy import MirrorPolicy, Standing, TooLargeToMirror, begins_a_fetch
 from goblet_node.fill.receive import Receiver
-from goblet_node.fill.refs import MIRRORED, RefsDesk, mirrored
+from goblet_node.fill.refs import MIRRORED, Listing, RefsDesk
 from goblet_node.fill.spool import Spool
 from goblet_node.fill.upstream import Grant
 from goblet_node.metrics import NodeMetrics
 from goblet_node.mirror.log import Mirror
-from goblet_node.mirror.refs import tips
 from goblet_node.mirror.store import MirrorStore
-from goblet_node.wire.refs import ObjectId, Ref
+from goblet_node.wire.refs import ObjectId
+from goblet_node.wire.requests import Fetch
 from goblet_shared.errors import GobletError
 from goblet_shared.repo_key import RepoKey
 
@@ -29,15 +33,19 @@ log = logging.getLogger(__name__)
 
 # A client fetches right after it was told the refs; later, somebody may have pushed.
 LISTING_LIFETIME = 5.0
-MAX_LISTINGS = 64
+# Of how many mirrors it is remembered which listing they follow.
+MAX_FOLLOWED = 65_536
 
 
 class Refresh:
-    """One refresh under way: what is known of it so far, and when it ends."""
+    """One refresh: what is known of it so far, and when it ends."""
 
-    def __init__(self, key: RepoKey) -> None:
-        self.key = key
-        # All mutable state. Written by the refresh's own task between awaits.
+    def __init__(self, grant: Grant, listing: Listing | None) -> None:
+        self.key = grant.key
+        self.grant = grant
+        # All mutable state. Written by the refresh's own task between awaits; while it
+        # waits for the one before it, by the Refresher.
+        self.listing = listing  # that it brings the mirror to, None until it is known
         self.tips: frozenset[ObjectId] | None = None
         self.spool: Spool | None = None
         self.error: Exception | None = None
@@ -56,75 +64,103 @@ class Refresher:
         desk: RefsDesk,
         nursery: trio.Nursery,
         retry_after_failure: float,
+        policy: MirrorPolicy,
         metrics: NodeMetrics,
+        discard: Callable[[RepoKey], None] = lambda _: None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        """Run refreshes in `nursery`.
+        """Run refreshes in `nursery`, of the repositories that `policy` allows.
 
-        A repository whose refresh failed is not tried again for
-        `retry_after_failure` seconds: meanwhile its clients are forwarded.
+        A repository whose refresh failed, for all that is known not of its credential, is
+        not tried again for `retry_after_failure` seconds: meanwhile its clients are forwarded.
+        `discard` is called, in a thread, with the repository of a mirror that was
+        dropped: what was made of it is not to be trusted. `clock` is the desk's, too.
         """
         self._store = store
         self._receiver = receiver
         self._desk = desk
         self._nursery = nursery
         self._retry_after_failure = retry_after_failure
+        self._policy = policy
         self._metrics = metrics
+        self._discard = discard
         self._clock = clock
         # All mutable state. Changed only between awaits, so no lock is needed.
         self._flying: dict[RepoKey, Refresh] = {}
+        self._next: dict[RepoKey, Refresh] = {}  # begin when the one that flies has ended
         self._failed_at: dict[RepoKey, float] = {}
-        self._listings: dict[RepoKey, tuple[float, Sequence[Ref]]] = {}
+        self._follows: dict[RepoKey, float] = {}  # when the listing was begun that is the newest
+        self._agrees: WeakKeyDictionary[Mirror, bytes] = WeakKeyDictionary()  # with which digest
         self._brought: Flights[tuple[RepoKey, frozenset[ObjectId]], None] = Flights(nursery)
 
     def flying(self, key: RepoKey) -> Refresh | None:
         """Return the refresh of a repository that is under way, if one is."""
         return self._flying.get(key)
 
-    def start(self, grant: Grant, refs: Sequence[Ref] | None = None) -> Refresh | None:
-        """Return the refresh that is under way, or start one; None soon after a failure.
+    def standing(self, key: RepoKey, fetch: Fetch) -> Standing:
+        """Say what may be done with a repository, were it cold, for this fetch."""
+        return self._policy.standing(key, counts=self._begins(key, fetch))
 
-        `refs` is what upstream just listed, if that is known. The refresh belongs to
+    def note_forwarded(self, key: RepoKey, fetch: Fetch) -> None:
+        """Count a fetch that is forwarded because its repository is cold."""
+        if self._begins(key, fetch):
+            self._policy.note_forwarded(key)
+
+    def start(self, grant: Grant, listing: Listing | None = None) -> Refresh | None:
+        """Return a refresh that brings a mirror to what its upstream has, starting one if needed.
+
+        None if there may be none: soon after a failure, or where the policy says so.
+        `listing` is what upstream just said, if that is known: when the refresh under
+        way is of an older one, the next one after it is returned. A refresh belongs to
         the node: it goes on when the caller leaves, and its failure is nobody's
         but that of those who wait for it.
         """
         key = grant.key
-        if (flying := self._flying.get(key)) is not None:
-            return flying
-        failed_at = self._failed_at.get(key)
-        if failed_at is not None and self._clock() - failed_at < self._retry_after_failure:
-            return None
-        refresh = self._flying[key] = Refresh(key)
-        self._nursery.start_soon(self._fly, refresh, grant, refs)
-        return refresh
+        flying, following = self._flying.get(key), self._next.get(key)
+        if flying is None:
+            return self._launch(Refresh(grant, listing)) if self._may_start(key) else None
+        if listing is None or not _is_older(flying, listing):
+            return following or flying
+        if following is None:
+            following = self._next[key] = Refresh(grant, listing)
+        elif _is_older(following, listing):
+            following.grant, following.listing = grant, listing
+        return following
 
     async def bring(self, grant: Grant, oids: Collection[ObjectId]) -> None:
         """Fetch objects into a mirror that is there, though no ref that it holds reaches them.
 
         A pull request's commit, or one that was just pushed. They count as orphans until
-        a ref reaches them. Raises what upstream said if it does not have all of them.
+        a ref reaches them. Raises what upstream said if it does not have all of them,
+        TooLargeToMirror if the mirror may not grow.
         """
+        if not self._policy.may_mirror(grant.key):
+            raise TooLargeToMirror(f"the mirror of {grant.key} may not grow")
         wanted = frozenset(oids)
         await self._brought.join((grant.key, wanted), lambda: self._receiver.objects(grant, wanted))
 
-    async def heard(self, grant: Grant, refs: Sequence[Ref]) -> None:
+    async def heard(self, grant: Grant, listing: Listing) -> None:
         """Compare what upstream just listed with the mirror, and start a refresh if they differ.
 
         So what a client is about to fetch is on its way before it asks. A repository
-        that is cold stays cold, since being listed is not being cloned; but a clone
-        that comes next wants what it was told here, so that is not asked for twice.
+        that is cold stays cold, since being listed is not being cloned. Of two
+        listings that overlapped, the one that was begun first says nothing if it
+        comes last: it would set the refs back.
         """
-        mirror = self._store.get(grant.key)
-        if mirror is None:
-            self._note_listing(grant.key, refs)
+        key = grant.key
+        mirror = self._store.get(key)
+        if mirror is None or self._is_outdated(key, listing):
             return
-        try:
-            # In a thread: the first look at a mirror reads the disk.
-            held = await trio.to_thread.run_sync(lambda: mirror.refs)
-        except MirrorDamaged:
-            held = ()  # the refresh will meet the damage, and drop the mirror
-        if held != mirrored(refs):
-            self.start(grant, refs)
+        if self._agrees.get(mirror) != listing.digest:
+            # In a thread: the first look at a mirror reads the disk, and to compare
+            # 100,000 refs takes 25 ms.
+            if not await trio.to_thread.run_sync(_agree, mirror, listing):
+                is_there = self._store.get(key) is not None  # not evicted meanwhile
+                if is_there and not self._is_outdated(key, listing):
+                    self.start(grant, listing)
+                return
+            self._agrees[mirror] = listing.digest
+        self._note_followed(key, listing)
 
     async def drop(self, mirror: Mirror, damage: MirrorDamaged) -> None:
         """Have a damaged mirror deleted, so that the next clone fills it anew; log it.
@@ -132,21 +168,47 @@ class Refresher:
         If it was replaced meanwhile, nothing is deleted: its successor may be sound.
         """
         log.error("the mirror of %s is dropped: %s", mirror.key, damage)
+
+        def drop() -> None:
+            try:
+                self._store.drop(mirror.key, only=mirror)
+            finally:
+                self._discard(mirror.key)
+
         try:
-            await trio.to_thread.run_sync(lambda: self._store.drop(mirror.key, only=mirror))
+            await trio.to_thread.run_sync(drop)
+            self._follows.pop(mirror.key, None)
+            self._desk.forget(mirror.key)
         except GobletError as exc:
             log.warning("the mirror of %s could not be dropped: %s", mirror.key, exc)
 
-    async def _fly(self, refresh: Refresh, grant: Grant, refs: Sequence[Ref] | None) -> None:
+    def _begins(self, key: RepoKey, fetch: Fetch) -> bool:
+        told = self._desk.told(key, within=math.inf)
+        return begins_a_fetch(fetch, told.tips if told is not None else None)
+
+    def _may_start(self, key: RepoKey) -> bool:
+        failed_at = self._failed_at.get(key)
+        has_just_failed = (
+            failed_at is not None and self._clock() - failed_at < self._retry_after_failure
+        )
+        return not has_just_failed and self._policy.may_mirror(key)
+
+    def _launch(self, refresh: Refresh) -> Refresh:
+        self._flying[refresh.key] = refresh
+        self._nursery.start_soon(self._fly, refresh)
+        return refresh
+
+    async def _fly(self, refresh: Refresh) -> None:
         outcome = "failed"
         before = self._store.get(refresh.key)
         try:
-            await self._bring_up_to_date(refresh, grant, refs)
+            await self._bring_up_to_date(refresh)
             outcome = "done"
             self._failed_at.pop(refresh.key, None)
         except Exception as exc:
             refresh.error = exc
-            self._note_failure(refresh.key)
+            if not _is_the_callers(exc):
+                self._note_failure(refresh.key)
             if isinstance(exc, GobletError):
                 log.warning("refresh of %s failed: %s", refresh.key, exc)
             else:
@@ -159,25 +221,26 @@ class Refresher:
         finally:
             if refresh.spool is not None and not refresh.spool.ended:
                 refresh.spool.fail(refresh.error or NodeStopping("this node is stopping"))
-            del self._flying[refresh.key]
-            refresh.announced.set()
-            refresh.ended.set()
+            self._land(refresh)
             self._metrics.refreshes.labels(outcome).inc()
 
-    def _note_listing(self, key: RepoKey, refs: Sequence[Ref]) -> None:
-        now = self._clock()
-        fresh = {
-            other: (at, listed)
-            for other, (at, listed) in self._listings.items()
-            if now - at < LISTING_LIFETIME and other != key
-        }
-        self._listings = dict(list(fresh.items())[1 - MAX_LISTINGS :])
-        self._listings[key] = (now, mirrored(refs))
+    def _land(self, refresh: Refresh) -> None:
+        """End a refresh for all who wait for it; the next one begins, unless this one failed.
 
-    def _listing(self, key: RepoKey) -> Sequence[Ref] | None:
-        """Return what a client of a cold repository was told a moment ago, if one was."""
-        noted_at, refs = self._listings.pop(key, (-LISTING_LIFETIME, ()))
-        return refs if self._clock() - noted_at < LISTING_LIFETIME else None
+        If only its credential was refused, the next one has another.
+        """
+        del self._flying[refresh.key]
+        refresh.announced.set()
+        refresh.ended.set()
+        following = self._next.pop(refresh.key, None)
+        if following is None:
+            return
+        if refresh.error is None or _is_the_callers(refresh.error):
+            self._launch(following)
+            return
+        following.error = refresh.error
+        following.announced.set()
+        following.ended.set()
 
     def _note_failure(self, key: RepoKey) -> None:
         now = self._clock()
@@ -189,14 +252,61 @@ class Refresher:
         }
         self._failed_at[key] = now
 
-    async def _bring_up_to_date(
-        self, refresh: Refresh, grant: Grant, refs: Sequence[Ref] | None
-    ) -> None:
-        listed = refs or self._listing(refresh.key) or await self._desk.ask(grant, MIRRORED)
-        wanted = mirrored(listed)
+    def _is_outdated(self, key: RepoKey, listing: Listing) -> bool:
+        return listing.begun < self._follows.get(key, listing.begun)
+
+    def _note_followed(self, key: RepoKey, listing: Listing) -> None:
+        self._follows[key] = max(listing.begun, self._follows.pop(key, listing.begun))
+        if len(self._follows) > MAX_FOLLOWED:
+            del self._follows[next(iter(self._follows))]
+
+    async def _bring_up_to_date(self, refresh: Refresh) -> None:
+        listing = refresh.listing = await self._listing(refresh)
+        wanted = listing.mirrored
+        self._policy.check_refs(refresh.key, len(wanted))
+        self._note_followed(refresh.key, listing)
 
         def follow(spool: Spool) -> None:
-            refresh.tips, refresh.spool = tips(wanted), spool
+            refresh.tips, refresh.spool = listing.tips, spool
             refresh.announced.set()
 
-        await self._receiver.refs(grant, wanted, follow=follow)
+        await self._receiver.refs(refresh.grant, wanted, follow=follow)
+
+    async def _listing(self, refresh: Refresh) -> Listing:
+        """Return what a refresh brings its mirror to: what a client was just told, if one was.
+
+        A clone of a cold repository wants what it was told a moment ago, so that is
+        not asked for twice. Else what is wanted may be newer than what was told.
+        """
+        known = refresh.listing
+        if known is None and self._store.get(refresh.key) is None:
+            known = self._desk.told(refresh.key, within=LISTING_LIFETIME)
+        # One that waited for another refresh may have waited long.
+        elif known is not None and self._desk.age_of(known) >= LISTING_LIFETIME:
+            known = None
+        # An empty repository is asked again: its first push is worth a question.
+        if known is not None and known.refs:
+            return known
+        return await self._desk.ask(refresh.grant, MIRRORED)
+
+
+def _is_the_callers(error: Exception) -> bool:
+    """Say whether a refresh failed of its credential: that says nothing of the repository."""
+    return isinstance(error, Refused) and error.status in (401, 403, 404)
+
+
+def _is_older(refresh: Refresh, listing: Listing) -> bool:
+    """Say whether a refresh is of a listing that was begun before this one and says otherwise.
+
+    While it does not know its own yet, it may be.
+    """
+    own = refresh.listing
+    return own is None or (own.begun < listing.begun and own.digest != listing.digest)
+
+
+def _agree(mirror: Mirror, listing: Listing) -> bool:
+    """Say whether a mirror holds the refs that were listed; reads the disk."""
+    try:
+        return mirror.refs == listing.mirrored
+    except (MirrorDamaged, DiskFailed):
+        return False  # the refresh will meet it, and drop the mirror if it is damaged

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from goblet_node.fill.room import Claim
 from goblet_node.mirror.store import MirrorStore
 
 
@@ -19,3 +20,17 @@ async def scratch_of(store: MirrorStore) -> AsyncIterator[Path]:
         with trio.CancelScope(shield=True):
             # Local deletes only: short, and a scratch folder must not outlive its task.
             await trio.to_thread.run_sync(store.discard_scratch, scratch)
+
+
+async def claim_files(claim: Claim, scratch: Path) -> None:
+    """Have `claim` be what the files in a flat folder take: not more, and not less.
+
+    For what was written before its size was known. Raises NoRoom; then they should go.
+    """
+    written = await trio.to_thread.run_sync(_bytes_in, scratch)
+    await claim.grow_to(written)
+    claim.shrink_to(written)
+
+
+def _bytes_in(scratch: Path) -> int:
+    return sum(path.stat().st_size for path in scratch.iterdir())

@@ -43,6 +43,11 @@ class Disk:
         with _translated("name", target):
             source.rename(target)
 
+    def date(self, path: Path, seconds: float) -> None:
+        """`path` was last changed at that time, in seconds since 1970, by its own account."""
+        with _translated("date", path):
+            os.utime(path, (seconds, seconds))
+
     def create_directory(self, path: Path) -> None:
         """`path` is a directory; a power cut may still undo it."""
         with _translated("create", path):

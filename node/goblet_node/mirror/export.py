@@ -9,13 +9,15 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 from goblet_node import objects
 from goblet_node.errors import DiskFailed, MirrorDamaged
 from goblet_node.mirror.concat import HEADER_SIZE, body, log_header
-from goblet_node.mirror.disk import Disk
+from goblet_node.mirror.disk import Disk, reading
+from goblet_node.mirror.layout import SegmentFiles
 from goblet_node.mirror.reader import LogReader
 from goblet_node.mirror.table import Table
 from goblet_node.mirror.window import TRAILER_SIZE
@@ -35,14 +37,14 @@ class ExportRefused(GobletError):
     """The place to export to is not one that may be written."""
 
 
-def export(*, segments: Sequence[tuple[Path, Path]], refs: Sequence[Ref], dest: Path) -> None:
+def export(*, segments: Sequence[SegmentFiles], refs: Sequence[Ref], dest: Path) -> None:
     """Make `dest` a bare repository with all objects of a log and these refs.
 
     `dest` appears whole or not at all; it survives a power cut. A symref other
     than HEAD becomes an ordinary ref.
 
     Args:
-        segments: Pack and table of every segment, in order.
+        segments: The files of every segment, in order.
         refs: The refs of a generation of that log, HEAD among them if there is one.
         dest: Must not exist, or be an empty directory; its parent must exist.
 
@@ -52,15 +54,18 @@ def export(*, segments: Sequence[tuple[Path, Path]], refs: Sequence[Ref], dest: 
         DiskFailed: The disk refused a read or a write.
     """
     _check_free(dest)
-    table = Table.load([path for _, path in segments])
+    packs = [files.pack for files in segments]
+    table = Table.load([files.table for files in segments])
     disk = Disk()
     aside = dest.parent / f".{dest.name}.{secrets.token_hex(8)}.partial"
     try:
-        with LogReader([pack for pack, _ in segments], table) as reader:
+        with LogReader(packs, table) as reader, ExitStack() as opened:
+            # All at once: a node that goes on may join them while they are copied.
+            sources = [opened.enter_context(_opened(pack)) for pack in packs]
             ref_lines = packed_refs(refs, reader)
-        _lay_out(aside)
-        if len(table):
-            _write_pack(aside / "objects/pack", [pack for pack, _ in segments], table)
+            _lay_out(aside)
+            if len(table):
+                _write_pack(aside / "objects/pack", sources, table)
         (aside / "packed-refs").write_bytes(ref_lines)
         (aside / "HEAD").write_bytes(head_line(refs))
         (aside / "config").write_bytes(_CONFIG)
@@ -134,23 +139,26 @@ def _lay_out(repository: Path) -> None:
         (repository / name).mkdir(parents=True)
 
 
-def _write_pack(directory: Path, packs: Sequence[Path], table: Table) -> None:
+def _opened(pack: Path) -> BinaryIO:
+    with reading(pack):
+        return pack.open("rb")
+
+
+def _write_pack(directory: Path, sources: Sequence[BinaryIO], table: Table) -> None:
     unnamed = directory / "unnamed.pack"
     digest = hashlib.sha1()
     with unnamed.open("xb") as target:
         header = log_header(len(table))
         digest.update(header)
         target.write(header)
-        rows: list[tuple[int, int, int]] = []
-        for number, pack in enumerate(packs):
-            with pack.open("rb") as source:
-                rows += _copy_entries(source, target, digest, number, table)
+        rows: list[tuple[bytes, int, int]] = []
+        for number, source in enumerate(sources):
+            rows += _copy_entries(source, target, digest, number, table)
         target.write(digest.digest())
     name = f"pack-{digest.hexdigest()}"
     rows.sort()
     with (directory / f"{name}.idx").open("xb") as index:
-        named = ((table.raw_oid(row), offset, crc) for row, offset, crc in rows)
-        objects.write_index(index, named, digest.digest())
+        objects.write_index(index, rows, digest.digest())
         os.fchmod(index.fileno(), 0o444)
     unnamed.chmod(0o444)
     unnamed.rename(directory / f"{name}.pack")
@@ -158,8 +166,8 @@ def _write_pack(directory: Path, packs: Sequence[Path], table: Table) -> None:
 
 def _copy_entries(
     source: BinaryIO, target: BinaryIO, digest: "hashlib._Hash", number: int, table: Table
-) -> Iterator[tuple[int, int, int]]:
-    """Copy a segment's entries; give row, new offset and CRC-32 of each, in their order."""
+) -> Iterator[tuple[bytes, int, int]]:
+    """Copy a segment's entries; give raw id, new offset and CRC-32 of each, in their order."""
     entries = body(os.fstat(source.fileno()).st_size)
     # The segment's own trailer is checked on the way: damage must not travel on.
     own = hashlib.sha1(source.read(HEADER_SIZE))
@@ -181,7 +189,7 @@ def _copy_entries(
             own.update(chunk)
             digest.update(chunk)
             target.write(chunk)
-        yield row, new_offset, crc
+        yield table.raw_oid(row), new_offset, crc
     trailer = source.read(TRAILER_SIZE + 1)
     if place != entries.stop or trailer != own.digest() or trailer != table.checksums[number]:
         raise MirrorDamaged(f"segment {number} of the mirror is not what was written")

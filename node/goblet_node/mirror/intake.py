@@ -1,32 +1,33 @@
 """A received pack becomes a segment of the log. Runs in a worker process.
 
 scan finds and checks what the pack holds, normalise drops what the log has
-already, table lists what is left, reach says which tips were orphaned. Nothing
+already, table lists what is left, links says what each of that refers to and
+proves that all of it is there, reach says which tips were orphaned. Nothing
 is written outside of the job's scratch directory; whoever gave the job puts the
 result in its place.
 """
 
-import binascii
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goblet_node.errors import DiskFailed, MirrorDamaged
+from goblet_node.mirror.graph import Graph
+from goblet_node.mirror.layout import SegmentFiles
+from goblet_node.mirror.linking import LinksBuilder
+from goblet_node.mirror.links import Links
 from goblet_node.mirror.normalise import normalise
 from goblet_node.mirror.reach import orphans
 from goblet_node.mirror.reader import LogReader
 from goblet_node.mirror.scan import MAX_OBJECT_BYTES, Scan, scan_pack
-from goblet_node.mirror.table import Entries, Table, oid_array, write_table
-from goblet_node.objects import PackRejected, hex_id
-from goblet_node.wire.refs import ObjectId
-
-# Distinct references are gathered as Python objects up to this many, then as
-# 20 bytes each: a set of a million ids takes more than 100 MB.
-_MENTIONS_AT_ONCE = 200_000
+from goblet_node.mirror.table import Entries, Table, write_table
+from goblet_node.objects import COMMIT, TREE, PackRejected
+from goblet_node.wire.refs import JoinedIds, ObjectId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class IntakeJob:
     Attributes:
         received: The pack that the upstream sent; None if only refs changed.
         scratch: A directory of this job alone, on the log's file system.
-        segments: Pack and table of every segment of the log so far.
+        segments: The files of every segment of the log so far.
         tips: What the refs name from now on.
         old_tips: What the refs of the last generation named.
         old_orphans: Its orphans. Named here and not among `old_tips`, they cost
@@ -46,10 +47,10 @@ class IntakeJob:
 
     received: Path | None
     scratch: Path
-    segments: tuple[tuple[Path, Path], ...]
-    tips: tuple[ObjectId, ...]
-    old_tips: tuple[ObjectId, ...]
-    old_orphans: tuple[ObjectId, ...] = ()
+    segments: tuple[SegmentFiles, ...]
+    tips: JoinedIds
+    old_tips: JoinedIds = field(default_factory=JoinedIds)
+    old_orphans: JoinedIds = field(default_factory=JoinedIds)
     max_object_bytes: int = MAX_OBJECT_BYTES
 
 
@@ -57,15 +58,16 @@ class IntakeJob:
 class Intake:
     """A segment that is ready to be put in its place.
 
-    `pack` and `table` lie in scratch, unsynced (`pack` may be the received file
-    itself). Both are None, and `checksum` empty, if the log grows by no object.
-    `checksum` is the pack's trailer in hex, `bytes` the size of the pack file.
+    `files` lie in scratch, unsynced (the pack may be the received file itself). They
+    are None, and `checksum` empty, if the log grows by no object. `checksum` is the
+    pack's trailer in hex, `bytes` the size of the pack file, `beside` that of table
+    and links together.
     """
 
-    pack: Path | None = None
-    table: Path | None = None
+    files: SegmentFiles | None = None
     objects: int = 0
     bytes: int = 0
+    beside: int = 0
     checksum: str = ""
     orphans: tuple[ObjectId, ...] = ()
 
@@ -74,48 +76,64 @@ def take_in(job: IntakeJob) -> Intake:
     """Turn a received pack into a segment, or find that none is needed.
 
     Afterwards the log with the segment is closed, holds every tip, and holds no
-    object twice. On failure there is only scratch to delete.
+    object twice; what its commits name as trees and parents is that. On failure there
+    is only scratch to delete.
 
     Raises:
-        PackRejected: The pack is damaged, too large, or lacks what it or a tip refers to.
+        PackRejected: The pack is damaged, too large, or lacks what it or a tip refers to,
+            or a commit in it names as tree or parent what is none.
         MirrorDamaged: The log is not what was written.
         DiskFailed: The disk refused a read or a write.
     """
-    with _disk_failures():
-        packs = [pack for pack, _ in job.segments]
-        tables = [table for _, table in job.segments]
+    with disk_failures():
+        packs = [files.pack for files in job.segments]
+        table = _table(job.segments)
         intake = Intake()
         if job.received is not None:
-            with LogReader(packs, Table.load(tables)) as reader:
-                intake = _make_segment(job, job.received, reader)
-        if intake.pack is not None and intake.table is not None:
-            packs.append(intake.pack)
-            tables.append(intake.table)
-        with LogReader(packs, Table.load(tables)) as reader:
-            _check_tips(reader.table, job.tips)
-            lost = orphans(reader, job.tips, job.old_tips, job.old_orphans)
+            with LogReader(packs, table) as reader:
+                intake, table = _make_segment(job, job.received, reader)
+        log = job.segments if intake.files is None else (*job.segments, intake.files)
+        tips = job.tips.apart()
+        _check_tips(table, tips)
+        graph = Graph(table, Links.load([files.links for files in log]))
+        _check_commits(graph, len(table) - intake.objects)
+        lost = orphans(graph, tips, job.old_tips.apart(), job.old_orphans.apart())
         return replace(intake, orphans=lost)
 
 
-def rebuild_table(earlier: Sequence[tuple[Path, Path]], pack: Path, table: Path) -> None:
-    """Write the table of a segment again, from the segment itself.
+def rebuild(earlier: Sequence[SegmentFiles], pack: Path, scratch: Path) -> SegmentFiles:
+    """Make table and links of a segment anew, in scratch, from the segment itself.
 
     Args:
-        earlier: Pack and table of every segment before it: its deltas may be made on them.
+        earlier: Every segment before it: its deltas may be made on them.
         pack: The segment.
-        table: Where to; the caller syncs it.
+        scratch: A directory of this call alone.
 
     Raises:
         MirrorDamaged: The segment, or an earlier one, is damaged too.
         DiskFailed: The disk refused a read or a write.
     """
-    known = Table.load([before for _, before in earlier])
-    with _disk_failures(), LogReader([before for before, _ in earlier], known) as reader:
+    files = SegmentFiles(pack, scratch / "segment.table", scratch / "segment.links")
+    packs = [before.pack for before in earlier]
+    with (
+        disk_failures(),
+        LogReader(packs, _table(earlier)) as reader,
+        LinksBuilder(scratch) as links,
+    ):
         try:
-            scan = scan_pack(pack, resolve_base=reader.resolve, mention=lambda _: None)
+            # What the limit was when it came, it was within that.
+            scan = scan_pack(
+                pack,
+                resolve_base=reader.resolve,
+                mention=links.add,
+                max_object_bytes=sys.maxsize,
+            )
+            write_table(files.table, scan.entries, scan.checksum)
+            everything = np.arange(len(scan.entries))
+            _write_links(links, (*earlier, files), reader.table, scan.entries, everything)
         except PackRejected as exc:
             raise MirrorDamaged(f"segment {pack.name} is damaged: {exc}") from exc
-        write_table(table, scan.entries, scan.checksum)
+    return files
 
 
 def entries_to_keep(scan: Scan, log: Table) -> NDArray[np.bool_]:
@@ -133,68 +151,62 @@ def entries_to_keep(scan: Scan, log: Table) -> NDArray[np.bool_]:
     return keep
 
 
-class Mentions:
-    """The distinct objects that others refer to."""
-
-    def __init__(self) -> None:
-        self._recent: set[ObjectId] = set()
-        self._packed: NDArray[np.bytes_] = oid_array(b"")
-
-    def add(self, oids: Iterable[ObjectId]) -> None:
-        """Note the references of one object."""
-        self._recent.update(oids)
-        if len(self._recent) >= _MENTIONS_AT_ONCE:
-            self._pack()
-
-    def packed(self) -> NDArray[np.bytes_]:
-        """Return all of them, each once, as an array of `OID`."""
-        self._pack()
-        return self._packed
-
-    def _pack(self) -> None:
-        recent = oid_array(binascii.unhexlify(b"".join(self._recent)))
-        self._packed = np.unique(np.concatenate([self._packed, recent]))
-        self._recent.clear()
+def _table(log: Sequence[SegmentFiles]) -> Table:
+    return Table.load([files.table for files in log])
 
 
-def _make_segment(job: IntakeJob, received: Path, reader: LogReader) -> Intake:
-    mentions = Mentions()
-    scan = scan_pack(
-        received,
-        resolve_base=reader.resolve,
-        mention=mentions.add,
-        max_object_bytes=job.max_object_bytes,
-    )
-    keep = entries_to_keep(scan, reader.table)
-    entries, checksum, pack = scan.entries, scan.checksum, received
-    _check_connected(mentions, reader.table, entries)
-    if not keep.any():
-        return Intake()
-    if not keep.all():
-        pack = job.scratch / "segment.pack"
-        normalised = normalise(received, scan, keep, pack)
-        entries, checksum = normalised.entries, normalised.checksum
-    table = job.scratch / "segment.table"
-    write_table(table, entries, checksum)
-    return Intake(
-        pack=pack,
-        table=table,
+def _make_segment(job: IntakeJob, received: Path, reader: LogReader) -> tuple[Intake, Table]:
+    """Return the segment, and the table of the log with it."""
+    with LinksBuilder(job.scratch) as links:
+        scan = scan_pack(
+            received,
+            resolve_base=reader.resolve,
+            mention=links.add,
+            max_object_bytes=job.max_object_bytes,
+        )
+        keep = entries_to_keep(scan, reader.table)
+        if not keep.any():
+            # What the log has already refers to nothing that it lacks.
+            return Intake(), reader.table
+        entries, checksum, pack = scan.entries, scan.checksum, received
+        if not keep.all():
+            pack = job.scratch / "segment.pack"
+            normalised = normalise(received, scan, keep, pack)
+            entries, checksum = normalised.entries, normalised.checksum
+        files = SegmentFiles(pack, job.scratch / "segment.table", job.scratch / "segment.links")
+        write_table(files.table, entries, checksum)
+        log = (*job.segments, files)
+        table = _write_links(links, log, reader.table, entries, np.flatnonzero(keep))
+    intake = Intake(
+        files=files,
         objects=len(entries),
         bytes=pack.stat().st_size,
+        beside=files.table.stat().st_size + files.links.stat().st_size,
         checksum=checksum.hex(),
     )
+    return intake, table
 
 
-def _check_connected(mentions: Mentions, log: Table, entries: Entries) -> None:
-    """Raise unless all that new objects refer to is there: with a closed log, closure."""
-    named = mentions.packed()
-    elsewhere = named[~np.isin(named, entries["oid"])]
-    missing = elsewhere[log.find_raw(elsewhere) < 0]
-    if len(missing):
-        raise PackRejected(
-            f"the upstream's pack lacks {len(missing)} objects that others in it refer to, "
-            f"one of them {hex_id(missing[:1].tobytes()).decode()}"
-        )
+def _write_links(
+    links: LinksBuilder,
+    log: Sequence[SegmentFiles],
+    before: Table,
+    entries: Entries,
+    indexes: NDArray[np.int64],
+) -> Table:
+    """Write the links of the log's last segment, whose table is there; return the log's table.
+
+    `before` is the table without that segment.
+    """
+    table = Table.load([segment.table for segment in log], grown_from=before)
+    links.write(
+        log[-1].links,
+        table=table,
+        entries=entries,
+        indexes=indexes,
+        checksum=table.checksums[-1],
+    )
+    return table
 
 
 def _check_tips(log: Table, tips: Sequence[ObjectId]) -> None:
@@ -206,8 +218,28 @@ def _check_tips(log: Table, tips: Sequence[ObjectId]) -> None:
         )
 
 
+def _check_commits(graph: Graph, first: int) -> None:
+    """Raise PackRejected if a commit from place `first` on names no tree, or no commit as parent.
+
+    Of a tree's entries and a tag's target nothing depends on what they are said to be.
+    """
+    commits = first + np.flatnonzero(graph.kinds[first:] == COMMIT)
+    counts = graph.links.entries.counts[commits].astype(np.int64)
+    expected = np.full(int(counts.sum()), COMMIT)
+    expected[np.cumsum(counts) - counts] = TREE
+    named = [graph.kinds[places] for places in graph.targets(commits)]
+    wrong = np.concatenate([graph.kinds[:0], *named]) != expected
+    if wrong.any():
+        commit = int(np.repeat(commits, counts)[wrong.argmax()])
+        raise PackRejected(
+            f"the upstream's pack has a commit, {graph.table.oid(commit).decode()}, "
+            "of which the tree or a parent is none"
+        )
+
+
 @contextmanager
-def _disk_failures() -> Iterator[None]:
+def disk_failures() -> Iterator[None]:
+    """Raise DiskFailed for what the operating system says while a segment is made."""
     try:
         yield
     except OSError as exc:

@@ -4,10 +4,19 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from goblet_shared.repo_key import RepoKey
 
 MANIFEST = "manifest.json"
+
+
+class SegmentFiles(NamedTuple):
+    """The files of one segment: its entries, where each of them is, what each refers to."""
+
+    pack: Path
+    table: Path
+    links: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +40,32 @@ class CacheRoot:
         """Work in progress. Nothing in it outlives the process; same file system as `mirrors`."""
         return self.path / "scratch"
 
+    @property
+    def recordings(self) -> Path:
+        """Recorded answers, a directory for each repository."""
+        return self.path / "recordings"
+
     def directory_of(self, key: RepoKey) -> Path:
         """Return the directory of a repository's mirror.
 
         Named by a hash, so that no key makes a path outside the root, a name too
         long, or two names that a file system without letter case takes for one.
         """
-        name = hashlib.sha256(key.encode()).hexdigest()
+        name = _hashed(key)
         return self.mirrors / name[:2] / name
+
+    def recordings_of(self, key: RepoKey) -> Path:
+        """Return the directory of a repository's recorded answers, named as its mirror's is."""
+        return self.recordings / _hashed(key)
+
+
+def _hashed(key: RepoKey) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def aside(path: Path) -> Path:
+    """Return where a file is written before it gets its name."""
+    return path.with_name(f"{path.name}.new")
 
 
 def is_mirror_directory(path: Path) -> bool:
@@ -53,9 +80,14 @@ def is_mirror_directory(path: Path) -> bool:
 # writes under the same number must not replace the files which that one names.
 
 
-def segment_name(number: int, checksum: str) -> str:
-    """Return the name of a segment's files, without the ending."""
-    return f"seg-{number:06d}-{checksum[:12]}"
+def segment_files(directory: Path, number: int, checksum: str) -> SegmentFiles:
+    """Return where the files of a segment lie in its mirror's directory."""
+    name = f"seg-{number:06d}-{checksum[:12]}"
+    return SegmentFiles(
+        pack=directory / f"{name}.pack",
+        table=directory / f"{name}.table",
+        links=directory / f"{name}.links",
+    )
 
 
 def refs_name(number: int, content: bytes) -> str:

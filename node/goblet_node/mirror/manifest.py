@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from goblet_node.errors import MirrorDamaged
-from goblet_node.mirror.layout import MANIFEST, is_refs_name, segment_name
-from goblet_node.mirror.log import KEPT_REFS_FILES, Generation, Segment
+from goblet_node.mirror.layout import MANIFEST, is_refs_name, segment_files
+from goblet_node.mirror.log import Generation, Segment, log_size
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.repo_key import RepoKey
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,8 @@ class Manifest:
 
     def file_names(self) -> frozenset[str]:
         """Return the names of all files that belong into the mirror's directory."""
-        refs_files = (g.refs_file for g in self.generations[-KEPT_REFS_FILES:])
-        packs = (segment.pack.name for segment in self.segments)
-        tables = (segment.table.name for segment in self.segments)
-        return frozenset((MANIFEST, *refs_files, *packs, *tables))
+        of_log = (path.name for segment in self.segments for path in segment.files)
+        return frozenset((MANIFEST, self.generations[-1].refs_file, *of_log))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -42,13 +40,20 @@ def encode_manifest(manifest: Manifest) -> bytes:
     mirror = {
         "key": manifest.key,
         "segments": [
-            {"number": s.number, "objects": s.objects, "bytes": s.bytes, "checksum": s.checksum}
+            {
+                "number": s.number,
+                "objects": s.objects,
+                "bytes": s.bytes,
+                "beside": s.beside,
+                "checksum": s.checksum,
+            }
             for s in manifest.segments
         ],
         "generations": [
             {
                 "number": g.number,
-                "segments": g.segments,
+                "objects": g.objects,
+                "bytes": g.bytes,
                 "refs_file": g.refs_file,
                 "orphans": _texts(g.orphans),
                 "gained": _texts(g.gained),
@@ -89,16 +94,18 @@ def decode_manifest(content: bytes, directory: Path) -> Manifest:
 
 
 def make_segment(
-    *, directory: Path, number: int, objects: int, bytes: int, checksum: str
+    *, directory: Path, number: int, objects: int, bytes: int, beside: int, checksum: str
 ) -> Segment:
     """Return the segment of these facts, with its files where they lie in `directory`."""
-    name = segment_name(number, checksum)
+    files = segment_files(directory, number, checksum)
     return Segment(
         number=number,
-        pack=directory / f"{name}.pack",
-        table=directory / f"{name}.table",
+        pack=files.pack,
+        table=files.table,
+        links=files.links,
         objects=objects,
         bytes=bytes,
+        beside=beside,
         checksum=checksum,
     )
 
@@ -110,6 +117,7 @@ def _manifest(mirror: dict[str, Any], directory: Path) -> Manifest:
             number=int(s["number"]),
             objects=int(s["objects"]),
             bytes=int(s["bytes"]),
+            beside=int(s["beside"]),
             checksum=_hexadecimal(s["checksum"]),
         )
         for s in mirror["segments"]
@@ -117,7 +125,8 @@ def _manifest(mirror: dict[str, Any], directory: Path) -> Manifest:
     generations = tuple(
         Generation(
             number=int(g["number"]),
-            segments=int(g["segments"]),
+            objects=int(g["objects"]),
+            bytes=int(g["bytes"]),
             refs_file=_refs_file(g["refs_file"]),
             orphans=_oids(g["orphans"]),
             gained=_oids(g["gained"]),
@@ -125,7 +134,7 @@ def _manifest(mirror: dict[str, Any], directory: Path) -> Manifest:
         )
         for g in mirror["generations"]
     )
-    if generations[-1].segments != len(segments):
+    if (generations[-1].objects, generations[-1].bytes) != log_size(segments):
         raise ValueError("the current generation does not stand on the whole log")
     return Manifest(key=_key(mirror["key"]), segments=segments, generations=generations)
 

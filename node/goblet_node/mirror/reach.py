@@ -7,10 +7,8 @@ that is not makes it dirty, and a verbatim answer would hand out what was delete
 import heapq
 from collections.abc import Iterable
 
-import numpy as np
-
-from goblet_node import objects
-from goblet_node.mirror.reader import LogReader
+from goblet_node.mirror.graph import Graph
+from goblet_node.objects import COMMIT, TAG
 from goblet_node.wire.refs import ObjectId
 
 # Committers' clocks disagree; a day is git's own allowance (CUTOFF_DATE_SLOP).
@@ -18,7 +16,7 @@ _CLOCK_SLOP = 24 * 60 * 60
 
 
 def orphans(
-    reader: LogReader,
+    graph: Graph,
     tips: Iterable[ObjectId],
     old_tips: Iterable[ObjectId],
     old_orphans: Iterable[ObjectId] = (),
@@ -32,28 +30,26 @@ def orphans(
     behind a commit whose clock was wrong by more than a day.
 
     Args:
-        reader: Of the log. What it does not hold is not an orphan of it.
+        graph: Of the log. What it does not hold is not an orphan of it.
         tips: What the refs name now.
         old_tips: What they named before.
         old_orphans: What was orphaned before: a ref may have brought it back.
     """
-    current, stale = set(tips), set(old_orphans)
-    before = set(old_tips) - stale
-    lost = _held(reader, (before | stale) - current)
+    current, stale = _held(graph, tips), _held(graph, old_orphans)
+    before = _held(graph, old_tips) - stale
+    lost = (before | stale) - current
     if not lost:
         return ()
-    commits = _held(reader, lost, objects.COMMIT)
+    commits = _commits(graph, lost)
     if others := lost - commits:
-        lost -= others & _tagged(reader, current)
-    unmet = _unmet_tips(reader, commits - stale, current, before)
-    unmet |= _unmet_orphans(reader, commits & stale, current, before)
-    return tuple(sorted((lost - commits) | unmet))
+        lost -= others & _tagged(graph, current)
+    unmet = _unmet_tips(graph, commits - stale, current, before)
+    unmet |= _unmet_orphans(graph, commits & stale, current, before)
+    return tuple(sorted(graph.oids((lost - commits) | unmet)))
 
 
-def _unmet_tips(
-    reader: LogReader, sought: set[ObjectId], current: set[ObjectId], before: set[ObjectId]
-) -> set[ObjectId]:
-    walk = _Walk(reader, sought)
+def _unmet_tips(graph: Graph, sought: set[int], current: set[int], before: set[int]) -> set[int]:
+    walk = _Walk(graph, sought)
     # Nearly always the old tips are behind the new ones, a few commits back.
     walk.add(current - before)
     walk.go(not_before=walk.oldest_sought() - _CLOCK_SLOP)
@@ -63,75 +59,61 @@ def _unmet_tips(
     return walk.sought
 
 
-def _unmet_orphans(
-    reader: LogReader, sought: set[ObjectId], current: set[ObjectId], before: set[ObjectId]
-) -> set[ObjectId]:
+def _unmet_orphans(graph: Graph, sought: set[int], current: set[int], before: set[int]) -> set[int]:
     # Where branches live for a pull request there are always some orphans, so
     # this must not walk all history: no old tip reaches them, hence the walk
     # begins at the new tips and ends at old ones.
-    walk = _Walk(reader, sought, end_at=_held(reader, before, objects.COMMIT) if sought else ())
+    walk = _Walk(graph, sought, end_at=_commits(graph, before) if sought else ())
     walk.add(current - before)
     walk.go(not_before=walk.oldest_sought() - _CLOCK_SLOP)
     return walk.sought
 
 
-def _held(reader: LogReader, oids: Iterable[ObjectId], kind: int | None = None) -> set[ObjectId]:
-    """Return those that the log has, of one type if `kind` says so."""
-    listed = list(oids)
-    rows = reader.table.find(listed)
-    is_held = rows >= 0
-    if kind is not None and len(reader.table):
-        is_held &= reader.table.column("type")[rows] == kind
-    return {listed[index] for index in np.flatnonzero(is_held)}
+def _held(graph: Graph, oids: Iterable[ObjectId]) -> set[int]:
+    return set(graph.held(list(oids)).tolist())
 
 
-def _tagged(reader: LogReader, tips: Iterable[ObjectId]) -> set[ObjectId]:
+def _commits(graph: Graph, places: Iterable[int]) -> set[int]:
+    return {place for place in places if graph.kind(place) == COMMIT}
+
+
+def _tagged(graph: Graph, tips: Iterable[int]) -> set[int]:
     """Return all that the tips which are annotated tags point at, tags of tags followed."""
-    found: set[ObjectId] = set()
-    for tip in _held(reader, tips, objects.TAG):
-        oid = tip
-        while reader.type_of(oid) == objects.TAG:
-            oid = objects.parse_tag(reader.get_raw(oid)[1]).target
-            found.add(oid)
-    return found
+    return set(graph.chained(graph.target(tip) for tip in tips if graph.kind(tip) == TAG))
 
 
 class _Walk:
     """A walk over commits, newest first, that looks for some of them."""
 
-    def __init__(
-        self, reader: LogReader, sought: set[ObjectId], *, end_at: Iterable[ObjectId] = ()
-    ) -> None:
-        self._reader = reader
+    def __init__(self, graph: Graph, sought: set[int], *, end_at: Iterable[int] = ()) -> None:
+        self._graph = graph
         self.sought = set(sought)
-        self._seen: set[ObjectId] = set(end_at)
+        self._seen: set[int] = set(end_at)
         # The negated time first: heapq gives the smallest.
-        self._next: list[tuple[int, ObjectId, tuple[ObjectId, ...]]] = []
+        self._next: list[tuple[int, int]] = []
 
     def oldest_sought(self) -> int:
-        return min((self._reader.commit(oid).committed for oid in self.sought), default=0)
+        return min(map(self._graph.committed, self.sought), default=0)
 
-    def add(self, oids: Iterable[ObjectId]) -> None:
+    def add(self, places: Iterable[int]) -> None:
         if not self.sought:
             return
-        for oid in oids:
-            start = self._reader.peel(oid)
-            if self._reader.type_of(start) == objects.COMMIT:
-                self._push(start)
+        for place in self._graph.chained(places):
+            if self._graph.kind(place) == COMMIT:
+                self._push(place)
 
     def go(self, *, not_before: int | None) -> None:
         """Walk until all are found, or only commits older than `not_before` are left."""
         while self.sought and self._next:
             if not_before is not None and -self._next[0][0] < not_before:
                 return
-            _, _, parents = heapq.heappop(self._next)
-            for parent in parents:
+            _, commit = heapq.heappop(self._next)
+            for parent in self._graph.parents(commit):
                 self._push(parent)
 
-    def _push(self, oid: ObjectId) -> None:
-        if oid in self._seen:
+    def _push(self, commit: int) -> None:
+        if commit in self._seen:
             return
-        self._seen.add(oid)
-        self.sought.discard(oid)
-        commit = self._reader.commit(oid)
-        heapq.heappush(self._next, (-commit.committed, oid, commit.parents))
+        self._seen.add(commit)
+        self.sought.discard(commit)
+        heapq.heappush(self._next, (-self._graph.committed(commit), commit))

@@ -60,7 +60,7 @@ def recover(
     if not leftovers:
         return manifest, None
     clear(leftovers, disk=disk)
-    sentence = f"{len(leftovers)} files of an unfinished commit; removed"
+    sentence = f"{len(leftovers)} files that its manifest does not name; removed"
     return manifest, Repair(place=place, sentence=sentence)
 
 
@@ -86,9 +86,8 @@ def check_mirror(manifest: Manifest, directory: Path, *, root: CacheRoot) -> Non
     worse evil, and what is sent is checked by every client. The current refs are
     read whole. Going back to older refs when they are damaged would have to give
     up the segments after them too, for a case that is as rare as it is cheap to
-    fill again; so the mirror is given up. Older refs files serve only whoever
-    still reads an older Mirror, and after a start nobody does. Tables are looked
-    at when they are loaded, for they can be made again from their segments.
+    fill again; so the mirror is given up. Tables and links are looked at when
+    they are loaded, for they can be made again from their segments.
     """
     if directory != root.directory_of(manifest.key):
         raise MirrorDamaged(
@@ -100,9 +99,13 @@ def check_mirror(manifest: Manifest, directory: Path, *, root: CacheRoot) -> Non
     check_refs(read_file(directory / manifest.generations[-1].refs_file))
 
 
-def strangers(directory: Path, *known: Manifest) -> list[Path]:
-    """Return the files in a mirror's directory that none of these manifests names."""
+def strangers(directory: Path, *known: Manifest, besides: Iterable[Segment] = ()) -> list[Path]:
+    """Return the files in a mirror's directory that none of these manifests names.
+
+    Those of the segments `besides` are left out too.
+    """
     named = frozenset[str]().union(*(manifest.file_names() for manifest in known))
+    named |= {path.name for segment in besides for path in segment.files}
     with reading(directory):
         return sorted(path for path in directory.iterdir() if path.name not in named)
 

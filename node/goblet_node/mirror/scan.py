@@ -13,7 +13,7 @@ import os
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,10 +26,12 @@ from goblet_node.mirror.bases import BaseCache
 from goblet_node.mirror.table import ENTRY, Entries, oid_array
 from goblet_node.mirror.window import TRAILER_SIZE, PackWindow
 from goblet_node.objects import ObjectBroken, PackRejected
-from goblet_node.wire.refs import ObjectId
 
 ResolveBase = Callable[[bytes], tuple[int, bytes]]
 """The type and content of an object that lies before this pack, by raw id; KeyError if none."""
+
+Mention = Callable[[int, int, bytes, int], object]
+"""Gets an entry's number in the pack, its type, and `raw_references` of its object."""
 
 MAX_OBJECT_BYTES = 2 << 30
 # Commits, trees and tags are parsed, which takes ten times their size in memory.
@@ -62,7 +64,7 @@ def scan_pack(
     path: Path,
     *,
     resolve_base: ResolveBase,
-    mention: Callable[[Iterable[ObjectId]], object],
+    mention: Mention,
     max_object_bytes: int = MAX_OBJECT_BYTES,
 ) -> Scan:
     """Read and check a whole pack, thin or not.
@@ -70,7 +72,7 @@ def scan_pack(
     Args:
         path: The pack file.
         resolve_base: Asked for the bases of a thin pack.
-        mention: Gets the references of every object, gitlinks excepted.
+        mention: Told of every entry but blobs what it refers to, once, in any order.
         max_object_bytes: No object, inflated and resolved, may be larger.
 
     Raises:
@@ -88,7 +90,7 @@ class _Scanner:
         self,
         file: BinaryIO,
         resolve_base: ResolveBase,
-        mention: Callable[[Iterable[ObjectId]], object],
+        mention: Mention,
         max_object_bytes: int,
     ) -> None:
         self._file = file
@@ -152,12 +154,12 @@ class _Scanner:
         self._next_delta.append(_NOT_IN_PACK)
         self._turns.append(0)
         if kind in objects.WHOLE_KINDS:
-            self._take_whole(window, kind, size)
+            self._take_whole(window, index, kind, size)
         else:
             self._take_delta(window, index, base, size)
         self._ends.append(window.offset)
 
-    def _take_whole(self, window: PackWindow, kind: int, size: int) -> None:
+    def _take_whole(self, window: PackWindow, index: int, kind: int, size: int) -> None:
         name = hashlib.sha1(objects.object_header(kind, size))
         if kind == objects.BLOB:
             window.inflate(size, name.update)
@@ -166,12 +168,12 @@ class _Scanner:
             window.inflate(size, pieces.append)
             content = b"".join(pieces)
             name.update(content)
-            self._mention(_references(kind, content))
+            self._mention(index, kind, *_references(kind, content))
         self._oids += name.digest()
         self._sizes.append(size)
         self._delta_sizes.append(0)
         self._types.append(kind)
-        self._take_turn(len(self._types) - 1)
+        self._take_turn(index)
 
     def _take_delta(self, window: PackWindow, index: int, base: int, size: int) -> None:
         # Only looked at here; kept, the deltas of a big pack would fill the memory.
@@ -273,7 +275,8 @@ class _Scanner:
         self._oids[_id_place(index)] = objects.object_id(kind, content)
         self._types[index] = kind
         self._take_turn(index)
-        self._mention(_references(kind, content))
+        if kind != objects.BLOB:
+            self._mention(index, kind, *_references(kind, content))
         self._find_waiting(index)
         if self._first_delta[index] != _NOT_IN_PACK:
             self._bases.keep(index, content)
@@ -350,13 +353,14 @@ def _entry_count(window: PackWindow) -> int:
     return count
 
 
-def _references(kind: int, content: bytes) -> Iterable[ObjectId]:
-    if kind != objects.BLOB and len(content) > MAX_PARSED_BYTES:
+def _references(kind: int, content: bytes) -> tuple[bytes, int]:
+    """Return what a commit, tree or tag refers to, and when a commit was committed."""
+    if len(content) > MAX_PARSED_BYTES:
         raise PackRejected(
             f"the upstream's pack has a commit, tree or tag of {len(content)} bytes, "
             f"and the limit is {MAX_PARSED_BYTES}"
         )
     try:
-        return objects.references(kind, content)
+        return objects.raw_references(kind, content)
     except ObjectBroken as exc:
         raise PackRejected(f"the upstream's pack has an object that is none: {exc}") from exc

@@ -1,24 +1,22 @@
 """Act on a plan: bring the bytes of one fetch to its client."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import assert_never
 
 import anyio
-import anyio.to_process
 import trio
 
 from goblet_node.errors import DiskFailed, MirrorDamaged, ProtocolError
 from goblet_node.fill.refresh import Refresher
-from goblet_node.fill.scratch import scratch_of
 from goblet_node.fill.spool import Spool
-from goblet_node.fill.upstream import Grant, Upstream
-from goblet_node.mirror.log import Mirror, Segment
+from goblet_node.fill.upstream import Grant
+from goblet_node.mirror.log import Generation, Mirror
 from goblet_node.mirror.store import MirrorMoved, MirrorStore
-from goblet_node.serve.alive import while_working
-from goblet_node.serve.look import commits_named, look, tags_of
-from goblet_node.serve.negotiate import negotiate
-from goblet_node.serve.pieces import SLICE, pack_of
+from goblet_node.serve.cold import Cold, is_forwarded_for_all, told_as
+from goblet_node.serve.look import is_quick, look, names_history
+from goblet_node.serve.phrasing import Phrased, Phrasing
 from goblet_node.serve.plan import (
     Bring,
     Follow,
@@ -33,20 +31,17 @@ from goblet_node.serve.plan import (
     Whole,
     plan,
 )
+from goblet_node.serve.recorder import Recorder
 from goblet_node.serve.reply import Reply
-from goblet_node.serve.selection import Selection, SelectJob, select
-from goblet_node.serve.sending import Asked, Sending
-from goblet_node.serve.verbatim import whole_pack
+from goblet_node.serve.selecting import Selector
+from goblet_node.serve.sending import Asked, FileSink, Sink, Straight
+from goblet_node.serve.whole import Verbatim
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 from goblet_node.wire.v2_client import RemoteError
 from goblet_shared.errors import GobletError
+from goblet_shared.parts import FileFailed
 
-# git's own server sends a keepalive after 5 s of silence (uploadpack.keepAlive):
-# the middleboxes that clients live behind are used to that.
-KEEPALIVE_AFTER = 5.0
-# How many logs' trailers are remembered; each is 20 bytes.
-MAX_TRAILERS = 4096
 # What goes wrong in this node and with this mirror, and would not upstream.
 _OURS_ALONE = (MirrorDamaged, DiskFailed, MirrorMoved, anyio.BrokenWorkerProcess)
 
@@ -57,37 +52,49 @@ class Answerer:
     def __init__(
         self,
         *,
-        name: str,
         store: MirrorStore,
         refresher: Refresher,
-        upstream: Upstream,
+        phrasing: Phrasing,
+        recorder: Recorder,
+        verbatim: Verbatim,
+        selector: Selector,
+        cold: Cold,
         refresh_wait: float,
-        selectors: anyio.CapacityLimiter,
     ) -> None:
-        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want.
-
-        At most `selectors` worker processes at once look for objects. `name` is the
-        node's, for the progress that a user reads.
-        """
-        self._name = name
+        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want."""
         self._store = store
         self._refresher = refresher
-        self._upstream = upstream
+        self._phrasing = phrasing
+        self._recorder = recorder
+        self._verbatim = verbatim
+        self._selector = selector
+        self._cold = cold
         self._refresh_wait = refresh_wait
-        self._selectors = selectors
-        # SHA-1 trailers of verbatim answers, computed while they were first sent.
-        self._trailers: dict[tuple[str, ...], bytes] = {}
+
+    async def answer_at_hand(self, asked: Asked, grant: Grant, reply: Reply) -> bool:
+        """Answer a fetch from memory, waiting for nobody but the client; return whether it was."""
+        mirror = self._store.get(grant.key)
+        phrased = None if mirror is None else self._phrasing.known(asked, mirror)
+        if phrased is None or phrased.key is None:
+            return False
+        if not await self._recorder.replay_at_hand(grant.key, phrased.key, reply):
+            return False
+        self._store.touch(grant.key)
+        return True
 
     async def answer(self, asked: Asked, grant: Grant, reply: Reply) -> None:
         """Answer a fetch to a caller who may read the repository."""
         try:
             reason = await self._answer_here(asked, grant, reply)
+        except FileFailed:
+            # Part of a packet may have been sent: no word of ours can follow it.
+            raise
         except (GobletError, anyio.BrokenWorkerProcess) as exc:
             if reply.is_started:
                 # What was sent is packets, whole ones: the next can say what happened.
                 # Who has no side-band is told by a connection that is cut.
-                if not (said := asked.dialect.error(str(_told_as(exc)))):
-                    raise _told_as(exc) from exc
+                if not (said := asked.dialect.error(str(told_as(exc)))):
+                    raise told_as(exc) from exc
                 reply.note = str(exc)
                 await reply.send(said)
                 return
@@ -103,18 +110,21 @@ class Answerer:
         self, body: bytes, headers: Mapping[str, str], grant: Grant, reply: Reply
     ) -> None:
         """Let upstream answer a POST, and pass its answer on as it comes."""
-        async with self._upstream.forward_post(grant, body, headers) as answer:
-            cache = "forwarded" if answer.status == 200 else None
-            await reply.start(answer.status, answer.headers, cache=cache)
-            async with aclosing(answer.body) as chunks:
-                async for chunk in chunks:
-                    await reply.send(chunk)
+        await self._cold.forward(body, headers, grant, reply)
 
     async def _answer_here(self, asked: Asked, grant: Grant, reply: Reply) -> str | None:
-        """Answer from the mirror, or return why it cannot."""
+        """Answer from what is here, or return why that cannot be."""
         tried = Tried.NOTHING
         while True:
-            mirror, spool, chosen = await self._plan(asked.fetch, grant, tried)
+            mirror = self._store.get(grant.key)
+            phrased = await self._phrase(asked, grant, mirror)
+            if phrased.key and await self._recorder.replay(grant.key, phrased.key, reply):
+                if mirror is not None:
+                    self._store.touch(grant.key)
+                return None
+            if mirror is None and await self._is_there_by_now(phrased.fetch, grant):
+                continue
+            spool, chosen = await self._plan(asked.fetch, phrased.fetch, mirror, grant, tried)
             match chosen:
                 case Refill():
                     tried = Tried.REFRESH
@@ -124,55 +134,159 @@ class Answerer:
                 case Refuse(oid):
                     raise ProtocolError(f"upload-pack: not our ref {oid.decode()}")
                 case Forward(reason, fill):
+                    if mirror is None:
+                        self._refresher.note_forwarded(grant.key, asked.fetch)
                     if fill:
                         self._refresher.start(grant)
-                    return reason
+                    if mirror is not None or not self._is_for_all(asked, phrased, grant):
+                        return reason
+                    reply.note = reason
+                    await self._forward_for_all(asked, phrased, grant, reply)
+                    return None
                 case Follow():
                     assert spool is not None  # of which the plan was told
-                    return await self._follow(asked, spool, reply)
+                    return await self._cold.follow(asked, spool, reply)
                 case Whole() | Suffix() | Select():
                     assert mirror is not None
-                    await self._answer_from(mirror, chosen, asked, reply)
+                    await self._answer_from(mirror, chosen, asked, phrased, reply)
                     return None
                 case _:
                     assert_never(chosen)
 
+    async def _phrase(self, asked: Asked, grant: Grant, mirror: Mirror | None) -> Phrased:
+        if mirror is None:
+            return await self._phrasing.phrase(grant.key, asked, None)
+        async with self._reading(mirror):
+            return await self._phrasing.phrase(grant.key, asked, mirror)
+
     async def _answer_from(
-        self, mirror: Mirror, chosen: Whole | Suffix | Select, asked: Asked, reply: Reply
+        self,
+        mirror: Mirror,
+        chosen: Whole | Suffix | Select,
+        asked: Asked,
+        phrased: Phrased,
+        reply: Reply,
     ) -> None:
+        self._store.touch(mirror.key)
+        said = replace(asked, fetch=phrased.fetch)
         try:
             match chosen:
                 case Whole(generation):
-                    segments = mirror.segments[: generation.segments]
-                    await self._verbatim(asked, segments, "whole", reply)
+                    await self._whole(said, phrased.key, mirror, generation, reply)
                 case Suffix(generation):
-                    segments = mirror.segments[generation.segments :]
-                    await self._verbatim(asked, segments, "suffix", reply)
+                    async with self._sending_segments(mirror):
+                        sink = Straight(reply)
+                        await self._verbatim.send_suffix(said, mirror, generation, sink)
                 case Select():
-                    await self._select(asked, mirror, reply)
+                    await self._select(said, phrased.key, mirror, reply)
         except MirrorDamaged as exc:
             await self._refresher.drop(mirror, exc)
             raise
 
-    async def _plan(
-        self, fetch: Fetch, grant: Grant, tried: Tried
-    ) -> tuple[Mirror | None, Spool | None, Plan]:
+    async def _whole(
+        self, asked: Asked, key: str | None, mirror: Mirror, generation: Generation, reply: Reply
+    ) -> None:
+        async def make(sink: FileSink) -> None:
+            async with self._sending_segments(mirror):
+                await self._verbatim.send_whole(asked, mirror, generation, sink)
+
+        size = generation.bytes
+        if key is not None and self._recorder.is_copy_due(mirror.key, key, size=size):
+            await self._recorder.follow(mirror.key, key, make, reply)
+        else:
+            await make(Straight(reply))
+
+    async def _select(self, asked: Asked, key: str | None, mirror: Mirror, reply: Reply) -> None:
+        fetch, dialect = asked.fetch, asked.dialect
+
+        async def make(sink: Sink) -> None:
+            await self._selector.make(fetch, dialect, mirror, sink)
+
+        if key is not None and await self._is_due(key, fetch, mirror):
+            await self._recorder.follow(mirror.key, key, make, reply)
+        else:
+            await make(Straight(reply))
+
+    async def _is_due(self, key: str, fetch: Fetch, mirror: Mirror) -> bool:
+        """Say whether the answer is to be recorded.
+
+        What clones ask for is asked for again; not so what one client needs to go on
+        from what it has, or single files that a partial clone opens.
+        """
+        at_once = False
+        if not fetch.haves:
+            async with self._reading(mirror):
+                at_once = await trio.to_thread.run_sync(names_history, mirror, fetch.wants)
+        return self._recorder.is_due(mirror.key, key, at_once=at_once)
+
+    def _is_for_all(self, asked: Asked, phrased: Phrased, grant: Grant) -> bool:
+        return (
+            phrased.key is not None
+            and is_forwarded_for_all(asked.fetch, asked.dialect)
+            and self._recorder.is_due(grant.key, phrased.key, at_once=True)
+        )
+
+    async def _forward_for_all(
+        self, asked: Asked, phrased: Phrased, grant: Grant, reply: Reply
+    ) -> None:
+        assert phrased.key is not None  # it is for all
+        await self._recorder.follow(
+            grant.key,
+            phrased.key,
+            lambda production: self._cold.make(asked, grant, production),
+            reply,
+        )
+
+    async def _is_there_by_now(self, said: Fetch, grant: Grant) -> bool:
+        """Wait for what a clone of a cold repository could follow; say if a mirror has come."""
         flying = self._refresher.flying(grant.key)
-        if fetch.is_plain and flying is not None and self._store.get(grant.key) is None:
+        if said.is_plain and flying is not None:
             await flying.announced.wait()
-        mirror = self._store.get(grant.key)
-        held = None if mirror is None else await self._look(mirror, fetch)
+        return self._store.get(grant.key) is not None
+
+    async def _plan(
+        self, asked: Fetch, said: Fetch, mirror: Mirror | None, grant: Grant, tried: Tried
+    ) -> tuple[Spool | None, Plan]:
+        """Plan a fetch that was `asked` for, and is `said` as all say it."""
+        held = None if mirror is None else await self._look(mirror, said)
         # From here to the first look at a spool nothing is awaited: it is there.
         flying = self._refresher.flying(grant.key) if mirror is None else None
         spool = flying.spool if flying is not None else None
+        if spool is not None and spool.not_kept is not None:
+            spool = None  # it only passes: its first bytes may be gone
         arriving = flying.tips if flying is not None and spool is not None else None
-        return mirror, spool, plan(fetch, held=held, arriving=arriving, tried=tried)
+        chosen = plan(
+            said,
+            held=held,
+            arriving=arriving,
+            tried=tried,
+            standing=self._refresher.standing(grant.key, asked),
+        )
+        return spool, chosen
 
     async def _look(self, mirror: Mirror, fetch: Fetch) -> Held:
-        try:
+        async with self._reading(mirror):
+            if is_quick(mirror, fetch):
+                return look(mirror, fetch)
             return await trio.to_thread.run_sync(look, mirror, fetch)
+
+    @asynccontextmanager
+    async def _reading(self, mirror: Mirror) -> AsyncIterator[None]:
+        """Keep a mirror's files where they are meanwhile, and have it dropped if it is damaged."""
+        try:
+            with self._store.reading(mirror):
+                yield
         except MirrorDamaged as exc:
             await self._refresher.drop(mirror, exc)
+            raise
+
+    @asynccontextmanager
+    async def _sending_segments(self, mirror: Mirror) -> AsyncIterator[None]:
+        """Have a mirror dropped of which a segment proves torn while it is sent."""
+        try:
+            yield
+        except FileFailed as exc:
+            await self._refresher.drop(mirror, MirrorDamaged(str(exc)))
             raise
 
     async def _refill(self, grant: Grant, *, cold: bool) -> None:
@@ -190,97 +304,3 @@ class Answerer:
         except GobletError:
             pass  # upstream is asked once more, with this client's own request
         return Tried.ALL
-
-    async def _verbatim(
-        self, asked: Asked, segments: Sequence[Segment], cache: str, reply: Reply
-    ) -> None:
-        # Whoever holds all tips of a generation, or nothing, need not say more.
-        turn = negotiate(
-            asked.fetch, asked.dialect, common=asked.fetch.haves, shallow=(), ready=lambda _: True
-        )
-        name = tuple(segment.checksum for segment in segments)
-        known = self._trailers.get(name)
-        objects = sum(segment.objects for segment in segments)
-        sending = Sending(asked, reply, cache=cache, told=self._told(objects))
-        with closing(whole_pack(segments, trailer=known)) as slices:
-            trailer = await sending.send(Selection(turn=turn), slices)
-        if known is None and trailer is not None:
-            if len(self._trailers) >= MAX_TRAILERS:
-                self._trailers.pop(next(iter(self._trailers)))
-            self._trailers[name] = trailer
-
-    async def _select(self, asked: Asked, mirror: Mirror, reply: Reply) -> None:
-        fetch = asked.fetch
-        sending = Sending(asked, reply, cache="selected")
-        async with scratch_of(self._store) as scratch:
-            job = SelectJob(
-                segments=tuple((segment.pack, segment.table) for segment in mirror.segments),
-                fetch=fetch,
-                dialect=asked.dialect,
-                deepen_not=await trio.to_thread.run_sync(
-                    commits_named, fetch.deepen_not, mirror.refs
-                ),
-                tags=tags_of(mirror.refs) if fetch.include_tag else (),
-                inline=scratch / "inline",
-            )
-            found = await while_working(
-                lambda: anyio.to_process.run_sync(
-                    select, job, cancellable=True, limiter=self._selectors
-                ),
-                sending.keep_alive,
-                every=KEEPALIVE_AFTER,
-            )
-            if found.pieces is None:
-                await sending.begin(found)
-                return
-            sending.told = self._told(found.pieces.objects)
-            packs = [segment.pack for segment in mirror.segments]
-            with closing(pack_of(packs, found.pieces)) as slices:
-                await sending.send(found, slices)
-
-    async def _follow(self, asked: Asked, spool: Spool, reply: Reply) -> str | None:
-        """Send what arrives; return why not, if nothing did."""
-        turn = negotiate(asked.fetch, asked.dialect, common=(), shallow=(), ready=lambda _: False)
-        sending = Sending(asked, reply, cache="cold")
-        with spool.held():
-            with trio.move_on_after(KEEPALIVE_AFTER):
-                while not (spool.size or spool.said or spool.ended):
-                    await spool.changed()
-            if spool.error is not None and not spool.size:
-                # It may have been refused for the sake of whoever came first.
-                return f"the first fetch failed: {_told_as(spool.error)}"
-            await sending.begin(Selection(turn=turn))
-            if turn.has_pack:
-                await self._copy(asked, spool, reply)
-                if spool.error is not None:
-                    raise _told_as(spool.error)
-                await reply.send(asked.dialect.end)
-        return None
-
-    async def _copy(self, asked: Asked, spool: Spool, reply: Reply) -> None:
-        """Send what a spool holds and what comes, until it has ended."""
-        offset = said = 0
-        while True:
-            if said < len(spool.said):
-                text, said = b"".join(spool.said[said:]), len(spool.said)
-                if not asked.fetch.no_progress:
-                    await reply.send(asked.dialect.progress(text))
-            elif offset < spool.size:
-                data = await trio.to_thread.run_sync(spool.read, offset, SLICE)
-                offset += len(data)
-                await reply.send(asked.dialect.pack(data))
-            elif spool.ended:
-                return
-            else:
-                with trio.move_on_after(KEEPALIVE_AFTER) as silence:
-                    await spool.changed()
-                if silence.cancelled_caught:
-                    await reply.send(asked.dialect.keepalive)
-
-    def _told(self, objects: int) -> str:
-        return f"Goblet {self._name}: {objects:,} objects\n"
-
-
-def _told_as(error: Exception) -> GobletError:
-    """Return what a client may be told of an error, which another task may have met."""
-    return error if isinstance(error, GobletError) else GobletError("this node failed: try again")

@@ -1,31 +1,31 @@
 """Which objects does the answer to a fetch consist of?
 
-Commits from the wants to what the haves reach; of each new commit's tree what its
-parents' trees have not at the same path, parents first. That sends an object again
-that the client has at another path or in another commit, and never leaves one out:
-whatever is in a commit's tree is then sent, or in a parent's tree, which was sent
-in this way before or is with the client.
+Commits from the wants to what the haves reach; of their trees all that is not in the
+trees of commits that the client has and that lie next to those: git's own rule
+(mark_edges_uninteresting in list-objects.c). That sends an object again that the
+client has from elsewhere in its history, and never leaves one out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goblet_node import objects
-from goblet_node.mirror.reader import LogReader
-from goblet_node.objects import raw_id
+from goblet_node.mirror.graph import Below, Graph, Mask
+from goblet_node.mirror.links import Numbers
+from goblet_node.serve.alike import alike
 from goblet_node.serve.shallow import Boundary
-from goblet_node.serve.trees import NewTrees, Reference, Rows
-from goblet_node.serve.walk import Commits, Walked, walk
+from goblet_node.serve.walk import walk
 from goblet_node.wire.filters import Filter
 from goblet_node.wire.refs import ObjectId
 
-# With how many commits of the client a commit is compared that has no parents in the
-# answer. Where history is cut (`--depth 1` in a workspace that CI keeps) nearly all
-# of the new tree is in them; each costs as much as a parent does.
-_STAND_INS = 4
+# Of how many of the client's haves, the newest, the trees count as known, be they next
+# to what is new or not. Where history is cut (`--depth 1` in a workspace that CI keeps)
+# no known commit is, and nearly all of the new tree is in these.
+_LIKENESSES = 4
 
 _TYPES = {"commit": objects.COMMIT, "tree": objects.TREE, "blob": objects.BLOB, "tag": objects.TAG}
 
@@ -42,6 +42,8 @@ class Question:
         filter: What passes; None if the request has no filter.
         tags: If tags are to be included, the annotated tags that are advertised, each
             with what it points at in the end.
+        whole: The wants reach all of the log's first so many objects and name nothing
+            beyond those; None if that is not known. It saves the walk, nothing else.
     """
 
     wants: tuple[ObjectId, ...]
@@ -50,6 +52,7 @@ class Question:
     boundary: Boundary | None = None
     filter: Filter | None = None
     tags: tuple[tuple[ObjectId, ObjectId], ...] = ()
+    whole: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +62,17 @@ class Needed:
     Attributes:
         rows: What to send.
         with_client: Objects that the client has for certain, none of them in `rows`.
-            Not all that it has: those that were met.
+            Not all that it has: what is near to what it wants.
+        alike: Rows to send, each once, with an earlier version of the object among those
+            of `with_client`. Not for all that have one.
     """
 
     rows: NDArray[np.int64]
     with_client: NDArray[np.int64]
+    alike: tuple[tuple[int, int], ...] = ()
 
 
-def need(reader: LogReader, question: Question) -> Needed:
+def need(graph: Graph, question: Question) -> Needed:
     """Return which objects answer a question.
 
     With them the client has all that the wants reach, as far as boundary and filter
@@ -74,165 +80,181 @@ def need(reader: LogReader, question: Question) -> Needed:
 
     Raises:
         KeyError: The log lacks an object that the question names.
-        MirrorDamaged: The log lacks an object that another one names.
     """
-    return _Answer(reader, question).needed()
+    return _Answer(graph, question).needed()
 
 
 class _Answer:
-    def __init__(self, reader: LogReader, question: Question) -> None:
-        self._reader = reader
-        self._table = reader.table
+    def __init__(self, graph: Graph, question: Question) -> None:
+        self._graph = graph
         self._question = question
         self._filter = question.filter or Filter()
-        self._commits = Commits(reader)
         self._boundary = question.boundary or Boundary(shallow=(), unshallow=(), edge=frozenset())
+        shallow = frozenset(graph.places(question.shallow).tolist())
         # What is below a shallow commit of the client is not with the client, and
         # nothing is sent through it: if it is unshallowed, its parents are wanted.
-        self._cut = self._boundary.edge.union(question.shallow)
-        self._trees = NewTrees(
-            reader, takes_blobs=self._filter.passes_blobs, depth=self._filter.tree_depth
-        )
+        self._shallow = shallow
+        self._cut = shallow.union(graph.places(list(self._boundary.edge)).tolist())
+        self._haves = graph.commits(graph.places(question.haves))
         # Wanted by their ids, or pointed at by tags that are: no filter is asked.
-        self._named = Rows(self._table)
-        self._new_commits = Rows(self._table)
-        self._haves = tuple(self._commits.peeled(question.haves))
+        self._named = self._none()
 
     def needed(self) -> Needed:
-        starts = self._starts()
-        walked = self._walk(starts)
-        self._named.update(map(raw_id, set(walked.new).intersection(starts)))
-        self._new_commits.update(map(raw_id, walked.new))
-        if self._filter.passes_blobs or self._filter.passes_trees:
-            self._compare_trees(walked)
-        sent = self._passing(self._new_commits.mask() | self._trees.trees())
-        sent |= self._passing(self._trees.blobs.mask())
-        with_client = self._with_client(walked)
-        if self._question.filter is None:
-            sent &= ~self._trees.known.mask()
-            with_client |= self._trees.met.mask()
-        sent |= self._named.mask()
-        sent[self._tags_of(sent | self._cut_off_again(walked))] = True
-        return Needed(rows=np.flatnonzero(sent), with_client=np.flatnonzero(with_client & ~sent))
-
-    def _starts(self) -> list[ObjectId]:
-        """Note wants that are no commits, and return the commits to begin at."""
-        wants = self._question.wants
-        rows = self._rows(wants)
-        types = self._table.column("type")[rows] if len(rows) else rows
-        # Thousands of blobs are the usual lazy fetch of a partial clone.
-        self._named.update(raw_id(wants[at]) for at in np.flatnonzero(types == objects.BLOB))
-        starts: list[ObjectId] = []
-        for at in np.flatnonzero(types != objects.BLOB):
-            starts += self._followed(wants[at])
-        return starts
-
-    def _followed(self, oid: ObjectId) -> Iterator[ObjectId]:
-        """Note one want with all that it points at, and yield the commit in the end."""
-        kind = self._reader.type_of(oid)
-        while kind == objects.TAG:
-            self._named.update([raw_id(oid)])
-            oid = objects.parse_tag(self._reader.get_raw(oid)[1]).target
-            kind = self._reader.type_of(oid)
-        if kind == objects.COMMIT:
-            yield oid
-            return
-        self._named.update([raw_id(oid)])
-        if kind == objects.TREE:
-            self._trees.add_wanted(raw_id(oid))
-
-    def _walk(self, starts: Iterable[ObjectId]) -> Walked:
-        unshallowed = self._boundary.unshallow
-        below = [parent for oid in unshallowed for parent in self._commits[oid].parents]
-        return walk(
-            self._commits,
-            wants=[*starts, *below],
-            known=[*self._haves, *unshallowed],
-            cut=self._cut,
-            cut_known=frozenset(self._question.shallow),
+        starts, wanted_trees = self._wanted()
+        new = near = np.zeros(0, dtype=np.int64)
+        known: AbstractSet[int] = frozenset()
+        known_below = Below(self._graph)
+        if self._question.whole is not None and self._gets_everything:
+            sent = np.arange(len(self._graph)) < self._question.whole
+        else:
+            new, known = self._commits(starts)
+            sent = self._none()
+            sent[new] = True
+            if self._takes_trees and (len(new) or len(wanted_trees)):
+                near = self._near(new, known)
+                self._gather(known_below, self._graph.trees(near))
+                sent |= self._below(self._graph.trees(new), wanted_trees, known_below)
+        self._named[starts] = sent[starts]
+        sent = self._passing(sent) | self._named
+        sent[self._tags_of(sent | self._cut_off_again(known))] = True
+        with_client = self._with_client(known, known_below) & ~sent
+        return Needed(
+            rows=np.flatnonzero(sent),
+            with_client=np.flatnonzero(with_client),
+            alike=self._alike(new, near, sent, with_client),
         )
 
-    def _compare_trees(self, walked: Walked) -> None:
-        others = self._likenesses() if walked.known else {}
-        # A tree that was gathered is not looked at again, so what it was compared with
-        # must be whole by then. From children to parents, a revert would be compared
-        # with what it reverts, that with what came before it, which is the same tree
-        # as the revert's: and what all of them share would never be sent.
-        for oid in self._commits.parents_first(walked.new):
-            compared: Sequence[ObjectId] = ()
-            # Where the client has nothing, all trees are new.
-            if walked.known:
-                parents = () if oid in self._cut else self._commits[oid].parents
-                compared = parents or others.get(oid) or others[None]
-            self._trees.add(
-                raw_id(self._commits[oid].tree),
-                [
-                    Reference(raw_id(self._commits[other].tree), other in walked.known)
-                    for other in compared
-                ],
-            )
+    @property
+    def _gets_everything(self) -> bool:
+        """Whether no walk is needed if the wants reach all that is there."""
+        question = self._question
+        is_flat = self._filter.tree_depth is None or self._filter.tree_depth == 0
+        return is_flat and not (question.haves or question.shallow or question.boundary)
 
-    def _likenesses(self) -> dict[ObjectId | None, list[ObjectId]]:
-        """Return with which commits of the client those are compared that have no parents.
+    @property
+    def _takes_trees(self) -> bool:
+        """Whether anything below a commit could pass."""
+        passes = self._filter.passes_blobs or self._filter.passes_trees
+        return passes and self._filter.tree_depth != 0
 
-        Under None those for any such commit; where one is the parent of a commit that
-        is unshallowed, that one comes first.
-        """
-        by_age = sorted(set(self._haves), key=lambda oid: (-self._commits[oid].committed, oid))
-        likenesses: dict[ObjectId | None, list[ObjectId]] = {None: by_age[:_STAND_INS]}
-        for child in self._boundary.unshallow:
-            for parent in self._commits[child].parents:
-                likenesses[parent] = [child, *likenesses[None]]
-        return likenesses
+    def _wanted(self) -> tuple[list[int], Numbers]:
+        """Note wants that are no commits, and return the commits to begin at, and the trees."""
+        places = self._graph.places(self._question.wants)
+        # Thousands of blobs are the usual lazy fetch of a partial clone: only tags are
+        # looked at one by one.
+        tags = places[self._graph.kinds[places] == objects.TAG]
+        tagged = np.array(self._graph.chained(tags.tolist()), dtype=np.int64)
+        found = np.concatenate([places, tagged])
+        kinds = self._graph.kinds[found]
+        self._named[found[kinds != objects.COMMIT]] = True
+        return found[kinds == objects.COMMIT].tolist(), found[kinds == objects.TREE]
 
-    def _passing(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _commits(self, starts: Sequence[int]) -> tuple[Numbers, AbstractSet[int]]:
+        """Return the commits that are new, and those met that the client has."""
+        unshallowed = self._graph.places(self._boundary.unshallow).tolist()
+        below = [parent for commit in unshallowed for parent in self._graph.parents(commit)]
+        wants, known = [*starts, *below], [*self._haves, *unshallowed]
+        if not known:
+            reached = self._graph.reached_commits(wants, self._cut)
+            return np.flatnonzero(np.frombuffer(reached, dtype=np.bool_)), frozenset()
+        walked = walk(self._graph, wants=wants, known=known, cut=self._cut, cut_known=self._shallow)
+        return np.array(walked.new, dtype=np.int64), walked.known
+
+    def _near(self, new: Numbers, known: AbstractSet[int]) -> Numbers:
+        """Return those commits of the client of which the trees are much like the new ones."""
+        if not known:
+            return new[:0]
+        is_known = self._none()
+        is_known[list(known)] = True
+        near = [piece[is_known[piece]].astype(np.int64) for piece in self._graph.targets(new)]
+        by_age = sorted(set(self._haves), key=lambda have: (-self._graph.committed(have), have))
+        likenesses = by_age[:_LIKENESSES] + self._graph.places(self._boundary.unshallow).tolist()
+        return np.unique(np.concatenate([*near, np.array(likenesses, dtype=np.int64)]))
+
+    def _below(self, roots: Numbers, wanted: Numbers, known: Below) -> Mask:
+        """Return what is new below the trees of commits, and below trees that are wanted."""
+        if self._question.filter is None:
+            new = known.copy()
+            new.add(np.concatenate([roots, wanted]))
+            return new.mask & ~known.mask
+        # The filter is not asked about a tree that is wanted by its id, and it does not
+        # count as a level (list-objects-filter.c). Nor is anything below it left out: who
+        # filters may lack what his haves reach.
+        apart = Below(self._graph)
+        self._gather(apart, apart.add_level(wanted))
+        # Where the depth decides, a known tree may lack below it what is new.
+        new = known.copy() if self._filter.tree_depth is None else Below(self._graph)
+        self._gather(new, roots)
+        return (new.mask & ~known.mask) | apart.mask
+
+    def _gather(self, below: Below, level: Numbers) -> None:
+        """Add trees with what is below them, as deep as the filter goes."""
+        depth = self._filter.tree_depth
+        while len(level) and (depth is None or depth > 1):
+            level = below.add_level(level)
+            depth = depth and depth - 1
+        if depth:
+            below.mask[level] = True
+
+    def _passing(self, mask: Mask) -> Mask:
         """Return those that the filter lets pass by what they are; depth is seen to already."""
         if self._question.filter is None:
             return mask
-        types = self._table.column("type")
-        mask = mask & np.isin(types, [_TYPES[kind] for kind in self._filter.kinds])
+        kinds = self._graph.kinds
+        mask = mask & np.isin(kinds, [_TYPES[kind] for kind in self._filter.kinds])
+        if self._filter.tree_depth == 0:
+            mask &= (kinds != objects.TREE) & (kinds != objects.BLOB)
         if self._filter.blob_limit is not None:
-            sizes = self._table.column("size")
-            mask &= (types != objects.BLOB) | (sizes < self._filter.blob_limit)
+            sizes = self._graph.table.column("size")
+            mask &= (kinds != objects.BLOB) | (sizes < self._filter.blob_limit)
         return mask
 
-    def _with_client(self, walked: Walked) -> NDArray[np.bool_]:
-        """Return what the client has for certain, trees and blobs aside."""
-        certain = Rows(self._table)
-        certain.update(map(raw_id, self._question.haves))
+    def _with_client(self, known: AbstractSet[int], known_below: Below) -> Mask:
+        """Return what the client has for certain."""
+        certain = self._none()
+        certain[self._graph.places(self._question.haves)] = True
         # A client that filters may lack what its haves reach: trees and blobs, with
         # object:type even commits. git makes thin packs for it all the same, and has
         # the client fetch bases that it lacks; only git's own client does that.
         if self._question.filter is None:
-            certain.update(map(raw_id, walked.known))
-        return certain.mask()
+            certain[list(known)] = True
+            certain |= known_below.mask
+        return certain
 
-    def _cut_off_again(self, walked: Walked) -> NDArray[np.bool_]:
+    def _alike(
+        self, new: Numbers, near: Numbers, sent: Mask, with_client: Mask
+    ) -> tuple[tuple[int, int], ...]:
+        """Return pairs of what is sent and of its earlier versions at the client."""
+        if self._question.filter is not None or not len(new) or not len(near):
+            return ()
+        earlier = self._graph.tree(max(near.tolist(), key=self._graph.committed))
+        # Where the tree itself is a delta on what goes along, so is nearly all below it.
+        roots = self._graph.trees(new)
+        bases = self._graph.bases(roots)
+        is_alone = (bases < 0) | ~(sent | with_client)[bases]
+        is_alone[0] = True
+        pairs = alike(self._graph, roots[is_alone].tolist(), earlier)
+        return tuple((row, old) for row, old in pairs if sent[row] and with_client[old])
+
+    def _tags_of(self, sent: Mask) -> Numbers:
+        """Return the annotated tags, with those they point at, that end at what is sent."""
+        tags = self._question.tags
+        ends = self._graph.places([end for _, end in tags])
+        found = self._graph.places([tags[at][0] for at in np.flatnonzero(sent[ends])])
+        chained = np.array(sorted(self._graph.chained(found.tolist())), dtype=np.int64)
+        also: Numbers = chained[self._graph.kinds[chained] == objects.TAG]
+        return also
+
+    def _cut_off_again(self, known: AbstractSet[int]) -> Mask:
         """Return commits that the client has and git would send it all the same.
 
         git cuts off what the client has, too, where history is to end: so it sends
         commits behind that end anew, and with them their tags, which may be new.
         """
-        again = Rows(self._table)
+        again = self._none()
         if self._question.boundary is not None:
-            again.update(map(raw_id, walked.known))
-        return again.mask()
+            again[list(known)] = True
+        return again
 
-    def _tags_of(self, sent: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the annotated tags, with those they point at, that end at what is sent."""
-        if not self._question.tags:
-            return np.zeros(0, dtype=np.int64)
-        ends = self._rows([end for _, end in self._question.tags])
-        chains: set[ObjectId] = set()
-        for index in np.flatnonzero(sent[ends]):
-            oid = self._question.tags[index][0]
-            while oid not in chains and self._reader.type_of(oid) == objects.TAG:
-                chains.add(oid)
-                oid = objects.parse_tag(self._reader.get_raw(oid)[1]).target
-        return self._rows(sorted(chains))
-
-    def _rows(self, oids: Sequence[ObjectId]) -> NDArray[np.int64]:
-        rows = self._table.find(oids)
-        if bool((rows < 0).any()):
-            raise KeyError(oids[int(np.argmin(rows))])
-        return rows
+    def _none(self) -> Mask:
+        return np.zeros(len(self._graph), dtype=np.bool_)

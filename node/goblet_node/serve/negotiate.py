@@ -52,6 +52,21 @@ def negotiate(
     return _v2_turn(fetch, common=common, shallow=shallow, ready=ready)
 
 
+def foregone(fetch: Fetch, dialect: Dialect) -> Turn | None:
+    """Return the turn that answers `fetch` whatever else the mirror holds, if that carries a pack.
+
+    So the head can be sent before anybody looked for objects. The mirror holds all
+    `shallow` commits of the request. None where the turn depends on what is found: on
+    where a depth cuts history, or on which haves are here.
+    """
+    if fetch.has_depth:
+        return None
+    if fetch.haves and (isinstance(dialect, V0Dialect) or not fetch.done):
+        return None
+    turn = negotiate(fetch, dialect, common=(), shallow=fetch.shallow, ready=lambda _: False)
+    return turn if turn.has_pack else None
+
+
 def _v2_turn(
     fetch: Fetch, *, common: Sequence[ObjectId], shallow: Sequence[ObjectId], ready: Ready
 ) -> Turn:

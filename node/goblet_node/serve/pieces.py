@@ -44,11 +44,11 @@ class Pieces:
     """A pack without its header and trailer.
 
     `objects` counts its entries, `bytes` what the runs hold together. `inline` is a
-    file of the answer's own, empty if no run lies in it.
+    file of the answer's own, or what it would hold if that is little.
     """
 
     runs: Runs
-    inline: Path
+    inline: Path | bytes
     objects: int
     bytes: int
 
@@ -68,29 +68,23 @@ def pack_of(packs: Sequence[Path], pieces: Pieces) -> Generator[bytes]:
         DiskFailed: The disk refuses to be read for another reason, or the inline
             file is not what it was.
     """
-    return sealed(pieces.objects, slices_of(packs, pieces.runs, pieces.inline))
+    return _sealed(pieces.objects, slices_of(packs, pieces.runs, pieces.inline))
 
 
-def sealed(
-    objects: int, slices: Generator[bytes], *, trailer: bytes | None = None
-) -> Generator[bytes]:
-    """Yield the header of a pack of so many entries, the entries, and the trailer, alone.
-
-    `trailer` is the pack's SHA-1 if it is known, which spares computing it.
-    """
+def _sealed(objects: int, slices: Generator[bytes]) -> Generator[bytes]:
+    """Yield the header of a pack of so many entries, the entries, and the trailer, alone."""
     header = log_header(objects)
-    running = hashlib.sha1(header) if trailer is None else None
+    running = hashlib.sha1(header)
     with closing(slices):
         yield header
         for data in slices:
-            if running is not None:
-                running.update(data)
+            running.update(data)
             yield data
-    yield running.digest() if running is not None else trailer or b""
+    yield running.digest()
 
 
 def slices_of(
-    packs: Sequence[Path], runs: Runs, inline: Path | None = None, *, size: int = SLICE
+    packs: Sequence[Path], runs: Runs, inline: Path | bytes | None = None, *, size: int = SLICE
 ) -> Generator[bytes]:
     """Yield what the runs hold, one after another, in slices of `size` bytes; the last is shorter.
 
@@ -148,7 +142,7 @@ class _Files:
     of clients times dozens of segments would be too many descriptors.
     """
 
-    def __init__(self, packs: Sequence[Path], inline: Path | None) -> None:
+    def __init__(self, packs: Sequence[Path], inline: Path | bytes | None) -> None:
         self._packs = packs
         self._inline = inline
         self._opened: dict[int, int] = {}
@@ -175,6 +169,8 @@ class _Files:
         # Never MirrorDamaged, for which the mirror would be dropped: this file is not of it.
         if self._inline is None:
             raise ValueError("runs of an inline file need one")
+        if isinstance(self._inline, bytes):
+            return self._inline[offset : offset + length]
         try:
             data = os.pread(self._descriptor(INLINE, self._inline), length, offset)
         except OSError as exc:

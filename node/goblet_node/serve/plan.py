@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from goblet_node.fill.policy import Standing
 from goblet_node.mirror.log import Generation
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
@@ -29,7 +30,7 @@ class Held:
     """What a mirror holds of what one fetch wants.
 
     `within` are its generations, newest first, of which every tip is wanted;
-    `unknown` the wants that it lacks; `reach` how many segments, from the log's
+    `unknown` the wants that it lacks; `reach` how many of its objects, from the log's
     start, hold all the others.
     """
 
@@ -115,16 +116,20 @@ def plan(
     held: Held | None,
     arriving: frozenset[ObjectId] | None,
     tried: Tried,
+    standing: Standing,
 ) -> Plan:
     """Choose the cheapest answer that is right.
 
     `held` is None while the repository is cold; then `arriving` are the tips of the
-    pack that its first fetch is receiving, None if no such fetch is under way.
+    pack that its first fetch is receiving, None if no such fetch is under way, and
+    `standing` says whether one may be for this request's sake.
     """
     if fetch.want_refs or fetch.packfile_uris is not None or fetch.sideband_all:
         return Forward("asks for what was not offered")
+    if standing is Standing.NEVER:
+        return Forward("is never mirrored here")
     if held is None:
-        return _cold(fetch, arriving, tried)
+        return _cold(fetch, arriving, tried, standing)
     if held.unknown:
         match tried:
             case Tried.NOTHING:
@@ -139,18 +144,23 @@ def plan(
     if fetch.is_plain and fetch.ofs_delta:
         for generation in held.within:
             # What a clean log holds its tips reach, so further wants within it add nothing.
-            if generation.is_clean and held.reach <= generation.segments:
+            if generation.is_clean and held.reach <= generation.objects:
                 return Whole(generation)
     if held.behind is not None and _takes_suffix(fetch) and held.behind.is_asked_for:
         return Suffix(held.behind.generation)
     return Select()
 
 
-def _cold(fetch: Fetch, arriving: frozenset[ObjectId] | None, tried: Tried) -> Plan:
+def _cold(
+    fetch: Fetch, arriving: frozenset[ObjectId] | None, tried: Tried, standing: Standing
+) -> Plan:
+    if standing is Standing.TOO_LARGE:
+        return Forward("too large for a mirror")
     if not fetch.is_plain:
-        # One shallow or partial clone must not have all of a repository fetched;
-        # somebody who holds all of its history shows that it is wanted.
-        return Forward("cold", fill=bool(fetch.haves) and _is_full(fetch))
+        # One shallow or partial clone must not have all of a repository fetched; many
+        # show that it is wanted, and so does one who holds all of its history.
+        is_wanted = standing is Standing.OFTEN or (bool(fetch.haves) and _is_full(fetch))
+        return Forward("cold", fill=is_wanted)
     if arriving is None:
         return Refill() if tried is Tried.NOTHING else Forward("cold")
     if arriving == set(fetch.wants) and fetch.ofs_delta:

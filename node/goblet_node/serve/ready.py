@@ -1,19 +1,18 @@
 """Is enough in common with the client to make a pack that is worth sending?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 from goblet_node import objects
-from goblet_node.mirror.reader import LogReader
-from goblet_node.serve.walk import Commits
+from goblet_node.mirror.graph import Graph
 from goblet_node.wire.refs import ObjectId
 
 
 def ready(
-    reader: LogReader,
+    graph: Graph,
     *,
-    wants: Iterable[ObjectId],
-    common: Iterable[ObjectId],
-    shallow: Iterable[ObjectId],
+    wants: Sequence[ObjectId],
+    common: Sequence[ObjectId],
+    shallow: Sequence[ObjectId],
 ) -> bool:
     """Return whether every want reaches something that the client has.
 
@@ -23,70 +22,66 @@ def ready(
     looked at. A wrong "no" costs a round of negotiation, a wrong "yes" some bytes.
 
     Args:
-        reader: Of a log that holds all of these objects.
+        graph: Of a log that holds all of these objects.
         wants: What the client asks for.
         common: Those of the client's haves that the log holds.
         shallow: The client's shallow commits: it lacks their parents.
     """
-    commits = Commits(reader)
-    claimed = list(common)
-    if not claimed:
+    if not common:
         return False
-    cut = frozenset(shallow)
-    goals: set[ObjectId] = set()
-    oldest: int | None = None
-    for oid in claimed:
-        if reader.type_of(oid) != objects.COMMIT:
-            continue
-        commit = commits[oid]
-        goals.add(oid)
-        if oid not in cut:
-            goals.update(commit.parents)
-        oldest = commit.committed if oldest is None else min(oldest, commit.committed)
-    search = _Search(commits, goals, cut, oldest or 0)
+    claimed = graph.places(common)
+    claimed = claimed[graph.kinds[claimed] == objects.COMMIT]
+    cut = frozenset(graph.places(shallow).tolist())
+    goals = set(claimed.tolist())
+    for commit in claimed.tolist():
+        if commit not in cut:
+            goals.update(graph.parents(commit))
+    oldest = min(map(graph.committed, claimed.tolist()), default=0)
+    search = _Search(graph, goals, cut, oldest)
     # Oldest first, so that those after them find them on their way.
-    starts = sorted(commits.peeled(wants), key=lambda oid: commits[oid].committed)
+    starts = sorted(graph.commits(graph.places(wants)), key=graph.committed)
     return all(map(search.finds_goal, starts))
 
 
 class _Search:
     """A depth-first search for goals that never looks at a commit twice."""
 
-    def __init__(
-        self,
-        commits: Commits,
-        goals: set[ObjectId],
-        cut: frozenset[ObjectId],
-        not_before: int,
-    ) -> None:
-        self._commits = commits
+    def __init__(self, graph: Graph, goals: set[int], cut: frozenset[int], not_before: int) -> None:
+        self._graph = graph
         self._goals = goals
         self._cut = cut
         self._not_before = not_before
         # Those that were searched in vain, unless they became goals themselves.
-        self._seen: set[ObjectId] = set()
+        self._seen: set[int] = set()
 
-    def finds_goal(self, start: ObjectId) -> bool:
+    def finds_goal(self, start: int) -> bool:
         """Return whether `start` reaches a goal; afterwards all on the way there are goals."""
-        path = [start]
+        # Beside each commit of the path those of its parents that come next.
+        path, unread = [start], [iter(self._parents(start))]
         self._seen.add(start)
-        while path:
-            if path[-1] in self._goals or self._goals.intersection(self._parents(path[-1])):
-                self._goals.update(path)
-                return True
-            if (parent := self._next_parent(path[-1])) is not None:
-                path.append(parent)
-            else:
+        is_met = self._meets_goal(start)
+        while path and not is_met:
+            parent = self._next_parent(unread[-1])
+            if parent is None:
                 path.pop()
-        return False
+                unread.pop()
+                continue
+            path.append(parent)
+            unread.append(iter(self._parents(parent)))
+            is_met = self._meets_goal(parent)
+        self._goals.update(path)
+        return is_met
 
-    def _parents(self, oid: ObjectId) -> tuple[ObjectId, ...]:
-        return () if oid in self._cut else self._commits[oid].parents
+    def _meets_goal(self, commit: int) -> bool:
+        return commit in self._goals or not self._goals.isdisjoint(self._parents(commit))
 
-    def _next_parent(self, oid: ObjectId) -> ObjectId | None:
-        for parent in self._parents(oid):
+    def _parents(self, commit: int) -> Sequence[int]:
+        return () if commit in self._cut else self._graph.parents(commit)
+
+    def _next_parent(self, unread: Iterator[int]) -> int | None:
+        for parent in unread:
             if parent not in self._seen:
                 self._seen.add(parent)
-                if self._commits[parent].committed >= self._not_before:
+                if self._graph.committed(parent) >= self._not_before:
                     return parent
         return None

@@ -5,16 +5,20 @@ objects go, emit which bytes of the log those are. The parent sends them.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from goblet_node.mirror.graph import Graph
+from goblet_node.mirror.layout import SegmentFiles
 from goblet_node.mirror.reader import LogReader
 from goblet_node.mirror.table import Table
 from goblet_node.serve.emit import emit
-from goblet_node.serve.need import Question, need
+from goblet_node.serve.kept import KeptGraphs
+from goblet_node.serve.need import Needed, Question, need
 from goblet_node.serve.negotiate import negotiate
-from goblet_node.serve.pieces import Pieces
+from goblet_node.serve.pieces import Pieces, pack_of
 from goblet_node.serve.ready import ready
 from goblet_node.serve.shallow import Boundary, boundary
 from goblet_node.wire.answers import Dialect, Turn
@@ -22,8 +26,8 @@ from goblet_node.wire.filters import parse_filter
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 
-# Tables that a worker keeps: those of the repositories that it was asked about last.
-_KEPT_TABLES = 4
+# Of how many objects a worker keeps tables and links, about 150 bytes each.
+_KEPT_OBJECTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +35,33 @@ class SelectJob:
     """What a worker needs to know.
 
     Attributes:
-        segments: Pack and table of every segment of the log.
+        segments: The files of every segment of the log.
         fetch: The request; the log holds all that it wants.
         dialect: How its client speaks.
         deepen_not: The commits that its `deepen-not` names stand for.
         tags: Annotated tags of the refs and what each peels to, if it may get them unasked.
-        inline: Where to write what does not lie in the log as it is sent.
+        inline: Where to write what does not lie in the log as it is sent, if that is much.
+        small: Packs of up to so many bytes are read here, and come back as they are.
+        whole: The wants reach all of the log's first so many objects and name nothing
+            beyond those; None if that is not known.
     """
 
-    segments: tuple[tuple[Path, Path], ...]
+    segments: tuple[SegmentFiles, ...]
     fetch: Fetch
     dialect: Dialect
     deepen_not: tuple[ObjectId, ...]
     tags: tuple[tuple[ObjectId, ObjectId], ...]
     inline: Path
+    small: int = 0
+    whole: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A whole pack, and how many objects it holds."""
+
+    data: bytes
+    objects: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +71,7 @@ class Selection:
     turn: Turn
     shallow: tuple[ObjectId, ...] = ()
     unshallow: tuple[ObjectId, ...] = ()
-    pieces: Pieces | None = None
+    pieces: Pieces | Packed | None = None
 
 
 def select(job: SelectJob) -> Selection:
@@ -66,38 +83,31 @@ def select(job: SelectJob) -> Selection:
         DiskFailed: The disk refused a read or a write.
     """
     fetch = job.fetch
-    packs = [pack for pack, _ in job.segments]
     wanted_filter = None if fetch.filter_spec is None else parse_filter(fetch.filter_spec)
-    with LogReader(packs, _table(tuple(table for _, table in job.segments))) as reader:
-        common = _held(reader.table, fetch.haves)
-        shallow = _held(reader.table, fetch.shallow)
-        turn = negotiate(
-            fetch,
-            job.dialect,
-            common=common,
+    graph = _kept_graphs().of(job.segments)
+    common = _held(graph.table, fetch.haves)
+    shallow = _held(graph.table, fetch.shallow)
+    turn = negotiate(
+        fetch,
+        job.dialect,
+        common=common,
+        shallow=shallow,
+        ready=lambda haves: ready(graph, wants=fetch.wants, common=haves, shallow=shallow),
+    )
+    edge = _boundary(graph, job, shallow) if fetch.has_depth else None
+    told = edge if edge is not None and turn.tells_boundary else None
+    pieces = None
+    if turn.has_pack:
+        question = Question(
+            wants=fetch.wants,
+            haves=common,
             shallow=shallow,
-            ready=lambda haves: ready(reader, wants=fetch.wants, common=haves, shallow=shallow),
+            boundary=edge,
+            filter=wanted_filter,
+            tags=_held_pairs(graph.table, job.tags),
+            whole=job.whole,
         )
-        edge = _boundary(reader, job, shallow) if fetch.has_depth else None
-        told = edge if edge is not None and turn.tells_boundary else None
-        pieces = None
-        if turn.has_pack:
-            question = Question(
-                wants=fetch.wants,
-                haves=common,
-                shallow=shallow,
-                boundary=edge,
-                filter=wanted_filter,
-                tags=_held_pairs(reader.table, job.tags),
-            )
-            pieces = emit(
-                reader,
-                packs,
-                need(reader, question),
-                thin=fetch.thin_pack,
-                ofs_delta=fetch.ofs_delta,
-                inline=job.inline,
-            )
+        pieces = _pieces(graph, job, need(graph, question))
     return Selection(
         turn=turn,
         shallow=told.shallow if told else (),
@@ -106,15 +116,33 @@ def select(job: SelectJob) -> Selection:
     )
 
 
-def _boundary(reader: LogReader, job: SelectJob, shallow: tuple[ObjectId, ...]) -> Boundary:
+def _pieces(graph: Graph, job: SelectJob, needed: Needed) -> Pieces | Packed:
+    packs = [files.pack for files in job.segments]
+    with LogReader(packs, graph.table, bases=graph.links.bases) as reader:
+        pieces = emit(
+            reader,
+            packs,
+            needed,
+            graph=graph,
+            thin=job.fetch.thin_pack,
+            ofs_delta=job.fetch.ofs_delta,
+            inline=job.inline,
+        )
+    if pieces.bytes > job.small:
+        return pieces
+    with closing(pack_of(packs, pieces)) as slices:
+        return Packed(data=b"".join(slices), objects=pieces.objects)
+
+
+def _boundary(graph: Graph, job: SelectJob, shallow: tuple[ObjectId, ...]) -> Boundary:
     return boundary(
-        reader,
+        graph,
         wants=job.fetch.wants,
         shallow=shallow,
         deepen=job.fetch.deepen,
         deepen_relative=job.fetch.deepen_relative,
         deepen_since=job.fetch.deepen_since,
-        deepen_not=_held(reader.table, job.deepen_not),
+        deepen_not=_held(graph.table, job.deepen_not),
     )
 
 
@@ -133,7 +161,7 @@ def _held_pairs(
     )
 
 
-@lru_cache(maxsize=_KEPT_TABLES)
-def _table(paths: tuple[Path, ...]) -> Table:
-    # A table's name holds its segment's checksum: the same names are the same content.
-    return Table.load(paths)
+@lru_cache(maxsize=1)
+def _kept_graphs() -> KeptGraphs:
+    """Return the graphs that this process keeps between its jobs."""
+    return KeptGraphs(most_objects=_KEPT_OBJECTS)

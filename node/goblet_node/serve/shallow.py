@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from goblet_node import objects
 from goblet_node.errors import ProtocolError
-from goblet_node.mirror.reader import LogReader
-from goblet_node.serve.walk import Commits, walk
+from goblet_node.mirror.graph import Graph
+from goblet_node.serve.walk import walk
 from goblet_node.wire.fetch_lines import MAX_DEPTH
 from goblet_node.wire.refs import ObjectId
 
@@ -29,7 +31,7 @@ class Boundary:
 
 
 def boundary(
-    reader: LogReader,
+    graph: Graph,
     *,
     wants: Sequence[ObjectId],
     shallow: Sequence[ObjectId],
@@ -45,7 +47,7 @@ def boundary(
     deepens wants all refs that it follows.)
 
     Args:
-        reader: Of a log that holds all of these objects.
+        graph: Of a log that holds all of these objects.
         wants: What the client asks for; of tags, what they point at.
         shallow: The client's shallow commits.
         deepen: How many commits deep, MAX_DEPTH for all.
@@ -57,68 +59,63 @@ def boundary(
         ProtocolError: `deepen_since` or `deepen_not` leave nothing of the wants, or what
             the client calls shallow is no commit.
     """
-    commits = Commits(reader)
-    for oid in shallow:
-        if reader.type_of(oid) != objects.COMMIT:
-            raise ProtocolError(f"invalid shallow object {oid.decode()}: want a commit")
-    starts = tuple(commits.peeled(wants))
-    ends: set[ObjectId]
+    held = graph.places(shallow)
+    if len(wrong := np.flatnonzero(graph.kinds[held] != objects.COMMIT)):
+        raise ProtocolError(f"invalid shallow object {shallow[wrong[0]].decode()}: want a commit")
+    now = frozenset(held.tolist())
+    starts = graph.commits(graph.places(wants))
     if deepen is None:
-        kept, ends = _selected(commits, starts, deepen_since, commits.peeled(deepen_not))
+        excluded = graph.commits(graph.places(deepen_not))
+        kept, ends = _selected(graph, starts, deepen_since, excluded)
     elif deepen == MAX_DEPTH:
         # What no want reaches is unshallowed too, as git does it.
-        kept, ends = set(shallow), set()
+        kept, ends = set(now), set()
     elif deepen_relative:
         # One more, because the shallow commits themselves are the first.
-        kept, ends = _within(commits, _reached(commits, shallow, starts), deepen + 1)
+        kept, ends = _within(graph, _reached(graph, now, starts), deepen + 1)
     else:
-        kept, ends = _within(commits, starts, deepen)
-    held = frozenset(shallow)
-    unshallow = tuple(oid for oid in shallow if oid in kept)
+        kept, ends = _within(graph, starts, deepen)
+    unshallow = tuple(
+        oid for oid, place in zip(shallow, held.tolist(), strict=True) if place in kept
+    )
     return Boundary(
-        shallow=tuple(sorted(ends - held)),
+        shallow=tuple(sorted(graph.oids(ends - now))),
         unshallow=unshallow,
-        edge=frozenset(ends) | held.difference(unshallow),
+        edge=frozenset(graph.oids(ends | (now - kept))),
     )
 
 
-def _within(
-    commits: Commits, starts: Iterable[ObjectId], depth: int
-) -> tuple[set[ObjectId], set[ObjectId]]:
+def _within(graph: Graph, starts: Iterable[int], depth: int) -> tuple[set[int], set[int]]:
     """Return the commits less than `depth` deep, and those exactly so; starts are 1 deep.
 
     As get_shallow_commits in git's shallow.c: by the shortest way, and a commit
     without parents at that depth is an end like any other.
     """
-    kept: set[ObjectId] = set()
+    kept: set[int] = set()
     level = set(starts)
     for _ in range(depth - 1):
         if not level:
             break
         kept |= level
-        level = {parent for oid in level for parent in commits[oid].parents} - kept
+        level = {parent for commit in level for parent in graph.parents(commit)} - kept
     return kept, level
 
 
 def _selected(
-    commits: Commits,
-    starts: Sequence[ObjectId],
-    since: int | None,
-    excluded: Iterable[ObjectId],
-) -> tuple[set[ObjectId], set[ObjectId]]:
+    graph: Graph, starts: Sequence[int], since: int | None, excluded: Iterable[int]
+) -> tuple[set[int], set[int]]:
     """Return the commits that no rule leaves out, without and with a parent that one does.
 
     As get_shallow_commits_by_rev_list in git's shallow.c.
     """
-    new = frozenset(walk(commits, wants=starts, known=excluded, since=since).new)
+    new = frozenset(walk(graph, wants=starts, known=excluded, since=since).new)
     if not new:
         raise ProtocolError("no commits selected for shallow requests")
-    ends = {oid for oid in new if not new.issuperset(commits[oid].parents)}
+    ends = {commit for commit in new if not new.issuperset(graph.parents(commit))}
     return set(new - ends), ends
 
 
-def _reached(
-    commits: Commits, shallow: Sequence[ObjectId], starts: Sequence[ObjectId]
-) -> list[ObjectId]:
-    unreached = frozenset(walk(commits, wants=shallow, known=starts).new)
-    return [oid for oid in shallow if oid not in unreached]
+def _reached(graph: Graph, shallow: Iterable[int], starts: Sequence[int]) -> list[int]:
+    """Return those of the shallow commits that the starts reach."""
+    unreached = frozenset(walk(graph, wants=shallow, known=starts).new)
+    return [commit for commit in shallow if commit not in unreached]

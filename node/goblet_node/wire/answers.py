@@ -21,6 +21,7 @@ from goblet_node.wire.pktline import (
 )
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.v2 import PACKFILE_SECTION
+from goblet_shared.parts import Part, cut, size_of
 
 NAK = b"NAK"
 """Says that none of the client's objects is here."""
@@ -110,6 +111,32 @@ class Dialect(ABC):
         """Return the next bytes of the pack as they travel."""
         return self._on(Band.PACK, data) if self.side_band else data
 
+    def framed(self, parts: Iterable[Part]) -> list[Part]:
+        """Return the next bytes of the pack as they travel; what lies in files stays there.
+
+        Every packet but the last is full: `framed_size` knows the length of a pack
+        that is framed in one go, or in several of which all but the last are a
+        multiple of `side_band`.
+        """
+        if self.side_band is SideBand.NONE:
+            return list(parts)
+        full = _band_head(int(self.side_band))
+        found: list[Part] = []
+        last: list[Part] = []
+        for packet in cut(parts, int(self.side_band)):
+            found += last
+            last = [full, *packet]
+        if last:
+            found += [_band_head(size_of(last[1:])), *last[1:]]
+        return found
+
+    def framed_size(self, size: int) -> int:
+        """Return how many bytes `size` bytes of a pack are once they are `framed`."""
+        if self.side_band is SideBand.NONE:
+            return size
+        packets = -(-size // int(self.side_band))
+        return size + 5 * packets
+
     def progress(self, text: bytes) -> bytes:
         """Return `text`, its newlines included, for the terminal of the client's user."""
         return self._on(Band.PROGRESS, text)
@@ -173,6 +200,10 @@ class V0Dialect(Dialect):
         """Return the boundary, which a flush ends, and the acknowledgments, which nothing ends."""
         told = _boundary(shallow, unshallow) + _FLUSH if turn.tells_boundary else b""
         return told + _lines(turn.acknowledgments or ())
+
+
+def _band_head(size: int) -> bytes:
+    return b"%04x%c" % (size + 5, Band.PACK)
 
 
 def _lines(lines: Iterable[bytes]) -> bytes:

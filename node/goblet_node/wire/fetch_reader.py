@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
 from typing import TypeAlias
 
 from goblet_node.errors import ProtocolError
 from goblet_node.wire.pktline import Band, Marker, Packet, PacketReader, split_band
 from goblet_node.wire.v2_client import line_of, refuse
+from goblet_shared.errors import GobletError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,35 @@ class FetchReader:
                 # Also shallow-info, wanted-refs and packfile-uris: we never ask for them.
                 got = line.name.lower() if isinstance(line, Marker) else repr(line[:80])
                 raise ProtocolError(f"{got} in the answer to fetch: {self._section.value} was due")
+
+
+class Batch:
+    """Events of one reader that are kept back, so that pieces of the pack are joined."""
+
+    def __init__(self, reader: FetchReader) -> None:
+        self._reader = reader
+        self._waiting: list[FetchEvent] = []
+        self.size = 0
+        """How many bytes of the body were taken since the last events."""
+
+    def take(self, data: bytes) -> GobletError | None:
+        """Feed `data`; return what is wrong with it, which comes after the events before it."""
+        self.size += len(data)
+        self._reader.feed(data)
+        try:
+            self._waiting.extend(self._reader.events())
+        except GobletError as exc:
+            return exc
+        return None
+
+    def events(self) -> Iterator[FetchEvent]:
+        """Yield all that waits, with neighbouring pieces of the pack as one; then none waits."""
+        waiting, self._waiting, self.size = self._waiting, [], 0
+        for kind, run in groupby(waiting, type):
+            if kind is PackData:
+                yield PackData(b"".join([event.data for event in run]))
+            else:
+                yield from run
 
 
 def _demultiplex(packet: bytes) -> FetchEvent | None:
