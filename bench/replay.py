@@ -48,7 +48,7 @@ from goblet_testing.repos import commit, oid_of
 REPO = "org/project"
 STREAMS = 8
 # A node may record an answer from the second time on that it is asked for.
-BEFORE_RECORDED = 3
+BEFORE_RECORDED = 10
 ROUNDS = 5
 Costs = dict[str, dict[str, Cost]]
 """By question, then by server."""
