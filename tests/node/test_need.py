@@ -335,6 +335,25 @@ def test_old_versions_that_were_compared_are_bases_for_thin_deltas(line: Line) -
     assert line.changed(line.c[3]) <= sent.with_client
 
 
+def test_what_changed_is_paired_with_its_parents_version_whatever_the_dates(
+    tmp_path: Path,
+) -> None:
+    """Somebody's clock is behind: another branch, which the client has too, is the newest."""
+    repo = Repo.create(tmp_path / "repo")
+    repo.commit("main", {"f": b"1", "g": b"same"})
+    old = repo.refs()["refs/heads/main"]
+    repo.commit("other", {"x": b"another", "y": b"tree"}, parent="")
+    repo.commit("main", {"f": b"2", "g": b"same"}, seconds=-1_000_000)
+    refs = repo.refs()
+    log = GrownLog(tmp_path / "log")
+    log.take(repo.pack(repo.tips()), repo.tips())
+    main, other = refs["refs/heads/main"], refs["refs/heads/other"]
+    graph = log.graph()
+    place, old_place = graph.places([main, old]).tolist()
+    found = need(graph, Question(wants=(main,), haves=(old, other)))
+    assert (graph.tree(place), graph.tree(old_place)) in found.alike
+
+
 def test_what_changed_is_paired_with_the_version_that_the_client_has(line: Line) -> None:
     """A client that filters may lack it."""
     question = Question(wants=(line.c[5],), haves=(line.c[3],))

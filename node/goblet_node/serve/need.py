@@ -227,7 +227,12 @@ class _Answer:
         """Return pairs of what is sent and of its earlier versions at the client."""
         if self._question.filter is not None or not len(new) or not len(near):
             return ()
-        earlier = self._graph.tree(max(near.tolist(), key=self._graph.committed))
+        is_near = self._none()
+        is_near[near] = True
+        # A parent of what is new is more like it than whatever has the latest date.
+        parents = [piece[is_near[piece]].tolist() for piece in self._graph.targets(new)]
+        compared = [place for piece in parents for place in piece] or near.tolist()
+        earlier = self._graph.tree(max(compared, key=self._graph.committed))
         # Where the tree itself is a delta on what goes along, so is nearly all below it.
         roots = self._graph.trees(new)
         bases = self._graph.bases(roots)
