@@ -1,6 +1,7 @@
 """The tools that start real routers and nodes start them, find them, and leave none behind."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def test_what_a_process_leaves_behind_is_ended_and_named(
     command = ["sh", "-c", "sleep 60 & echo started; wait"]
     with Running(command, log_file=tmp_path / "log") as parent:
         parent.first_line()
-        (child,) = descendants(parent.pid)
+        # A moment after the line it may still be the shell's fork.
+        while (child := descendants(parent.pid)[0]).argv != ("sleep", "60"):
+            time.sleep(0.01)
         parent.stop()
         assert not parent.was_killed
         assert end_leftovers([child]) == [child]
