@@ -19,7 +19,6 @@ from goblet_node.app import Node
 from goblet_node.body import Bodies
 from goblet_node.config import NodeSettings
 from goblet_node.fill.connections import open_client
-from goblet_node.fill.hosts import Upstreams
 from goblet_node.fill.policy import MirrorPolicy
 from goblet_node.fill.receive import Receiver
 from goblet_node.fill.refresh import Refresher
@@ -49,6 +48,7 @@ from goblet_shared import repo_key
 from goblet_shared.errors import GobletError
 from goblet_shared.serve import listening_socket, serve, stop_on_signals
 from goblet_shared.settings import takes
+from goblet_shared.upstreams import Upstreams
 
 log = logging.getLogger("goblet_node")
 

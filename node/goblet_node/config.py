@@ -1,22 +1,17 @@
 """A node's settings: every limit, wait and size that it has, with the text of --help."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import ByteSize, Field, PlainValidator, field_validator, model_validator
 
 from goblet_node.fill.connections import is_proxy_url
-from goblet_node.fill.hosts import BadUpstream, Upstreams
 from goblet_node.mirror.budget import BadCap, Cap
 from goblet_shared import contract
-from goblet_shared.settings import ProcessSettings
-
-# A name becomes a header value, and uhashring hashes it: plain characters only.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from goblet_shared.members import is_node_name
+from goblet_shared.settings import ProcessSettings, Seconds
+from goblet_shared.upstreams import BadUpstream, Upstreams
 
 
 def _cap(given: object) -> Cap:
@@ -229,7 +224,7 @@ class NodeSettings(ProcessSettings):
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, name: str) -> str:
-        if _NAME.fullmatch(name) is None:
+        if not is_node_name(name):
             raise ValueError("use letters, digits, dots, hyphens and underscores")
         return name
 

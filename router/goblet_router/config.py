@@ -1,56 +1,9 @@
 """The router's settings: every limit, wait and size that it has, with the text of --help."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
-from urllib.parse import urlsplit
-
 from pydantic import ByteSize, Field, field_validator
 
-from goblet_shared.contract import NodeName
-from goblet_shared.settings import ProcessSettings
-
-# A name becomes a header value, a metric label and a directory, and uhashring
-# hashes it: plain characters only, so that it is spelled the same everywhere.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A node as the router knows it: a stable name and the address that answers to it today."""
-
-    name: NodeName
-    url: str  # scheme and authority only: http://10.0.0.7:8080
-
-
-def members_of(nodes: Mapping[str, str]) -> tuple[Member, ...]:
-    """Return the members, sorted by name.
-
-    Raises:
-        ValueError: a name or URL is not usable; the text never shows userinfo.
-    """
-    return tuple(_member(name, url) for name, url in sorted(nodes.items()))
-
-
-def _member(name: str, url: str) -> Member:
-    if _NAME.fullmatch(name) is None:
-        raise ValueError(f"node name {name!r}: use letters, digits, dots, hyphens and underscores")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(f"the URL of node {name}: not a URL") from None
-    if "@" in parts.netloc:
-        raise ValueError(f"the URL of node {name}: leave out the user and password")
-    if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise ValueError(f"the URL of node {name}: want http://HOST:PORT, not {url!r}")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"the URL of node {name}: want no path after the port, not {url!r}")
-    return Member(name=NodeName(name), url=f"{parts.scheme}://{parts.netloc}")
-
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from goblet_shared.members import Member, members_of
+from goblet_shared.settings import ProcessSettings, Seconds
 
 
 class RouterSettings(ProcessSettings):

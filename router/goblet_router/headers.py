@@ -8,10 +8,6 @@ from goblet_shared.contract import NODE_HEADER, REQUEST_ID_HEADER, NodeName
 
 Headers = list[tuple[bytes, bytes]]
 
-# A node that answers 503 with this header is alive but wants this request to go
-# to another node. Any other 503 is an answer.
-DECLINED_HEADER = b"goblet-declined"
-
 # RFC 9110, section 7.6.1, and its predecessors' names. Everything that begins
 # with proxy- is meant for the next hop as well.
 _HOP_BY_HOP = frozenset(

@@ -18,11 +18,11 @@ import httpcore
 import trio
 
 from goblet_router.body import ReplayableBody
-from goblet_router.config import Member
 from goblet_router.errors import AnswerCut, FailureKind, NodeFailed, StaleConnection
-from goblet_router.headers import DECLINED_HEADER, Headers
+from goblet_router.headers import Headers
 from goblet_router.wide import WideReads
-from goblet_shared.contract import ROUTER_KEEPALIVE_EXPIRY
+from goblet_shared.contract import DECLINED_HEADER, ROUTER_KEEPALIVE_EXPIRY
+from goblet_shared.members import Member
 
 
 class _Leave(Protocol):

@@ -11,6 +11,11 @@ CACHE_HEADER = b"goblet-cache"
 REQUEST_ID_HEADER = b"x-request-id"
 # Seconds since upstream was asked, on an answer that was not asked for anew.
 AGE_HEADER = b"goblet-age"
+# A node that answers 503 with this header is alive but wants this request to go
+# to another node. Any other 503 is an answer.
+DECLINED_HEADER = b"goblet-declined"
+# On a request to a member: proof that its sender knows the cluster's secret.
+PEER_HEADER = b"goblet-peer"
 
 # The router lets go of an idle connection first; the node keeps it at least
 # twice as long. Equal times are a race in which a healthy node looks dead.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
-from pydantic import ByteSize, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -34,6 +34,8 @@ from pydantic_settings import (
 from goblet_shared.errors import GobletError
 
 PREFIX = "GOBLET_"
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A time as people write it in a setting: more than none, and not for ever."""
 _CONFIG = "config"
 
 # Beside a Service called `goblet` or `goblet-node`, Kubernetes puts GOBLET_PORT,

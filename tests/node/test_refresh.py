@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 from goblet_node.errors import MirrorDamaged, UpstreamError
 from goblet_node.fill import refresh as refresh_module
 from goblet_node.fill.failures import Refused
-from goblet_node.fill.hosts import Upstreams
 from goblet_node.fill.policy import MirrorPolicy, Standing, TooLargeToMirror
 from goblet_node.fill.receive import Receiver
 from goblet_node.fill.refresh import Refresher
@@ -28,6 +27,7 @@ from goblet_node.mirror.store import MirrorStore
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
 from goblet_shared.git_route import parse_target
+from goblet_shared.upstreams import Upstreams
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
 from goblet_testing.gitcli import git, refs_of

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from goblet_node.errors import UpstreamError, UpstreamTooSlow
 from goblet_node.fill.connections import open_client
 from goblet_node.fill.failures import Refused
-from goblet_node.fill.hosts import INFO_REFS, Upstreams
 from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
@@ -22,6 +21,7 @@ from goblet_node.wire.fetch_reader import PackData, Progress
 from goblet_node.wire.pktline import encode
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route, parse_target
+from goblet_shared.upstreams import INFO_REFS, Upstreams
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
 from goblet_testing.gitcli import git, refs_of

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from goblet_router.config import Member, RouterSettings, members_of
+from goblet_router.config import RouterSettings
+from goblet_shared.members import Member, members_of
 
 
 def test_members_come_sorted_by_name_and_without_a_trailing_slash() -> None:

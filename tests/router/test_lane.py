@@ -10,11 +10,11 @@ import pytest
 from trio.testing import MockClock
 
 from goblet_router.body import ReplayableBody
-from goblet_router.config import Member
 from goblet_router.errors import AnswerCut, FailureKind, NodeFailed, StaleConnection
 from goblet_router.lane import Answer, Ask, Lane, Limits
 from goblet_shared.asgi import Message
 from goblet_shared.contract import ROUTER_KEEPALIVE_EXPIRY, NodeName
+from goblet_shared.members import Member
 from goblet_testing import unruly
 from goblet_testing.router import until
 from goblet_testing.unruly import Line, Seen, UnrulyNode, answer, cut_after, unruly_node

@@ -11,7 +11,6 @@ import trio
 from goblet_node.errors import UpstreamError, UpstreamTooSlow
 from goblet_node.fill.connections import send
 from goblet_node.fill.failures import Refused, host_of, refusal_of, translated, unexpected
-from goblet_node.fill.hosts import INFO_REFS, Upstreams, origin_of
 from goblet_node.fill.reading import as_sent, collect, let_go, passed
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
@@ -19,6 +18,7 @@ from goblet_node.wire.fetch_reader import Batch, FetchEvent, FetchReader
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route
 from goblet_shared.repo_key import RepoKey
+from goblet_shared.upstreams import INFO_REFS, Upstreams, origin_of
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from goblet_node.fill.hosts import INFO_REFS, BadUpstream, HostNotAllowed, Upstreams
 from goblet_shared import repo_key
+from goblet_shared.upstreams import INFO_REFS, BadUpstream, HostNotAllowed, Upstreams
 
 HOSTS = Upstreams(
     allowed=["github.com"],

@@ -1,0 +1,65 @@
+"""The members of a cluster: a stable name, the address that answers to it today, and a state."""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from goblet_shared.contract import NodeName
+
+# A name becomes a header value, a metric label and a directory, and uhashring
+# hashes it: plain characters only, so that it is spelled the same everywhere.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class MemberState(enum.Enum):
+    """What a member is to those who send it requests."""
+
+    JOINING = "joining"
+    """It copies what it will own: not on the ring yet."""
+    READY = "ready"
+    SUSPECT = "suspect"
+    """Probes or a request failed: on the ring, asked last."""
+    DRAINING = "draining"
+    """It is about to go, and answers what it has: on the ring, asked last."""
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A node as others know it."""
+
+    name: NodeName
+    url: str  # scheme and authority only: http://10.0.0.7:8080
+
+
+def is_node_name(name: str) -> bool:
+    """Say whether a node may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
+def members_of(nodes: Mapping[str, str]) -> tuple[Member, ...]:
+    """Return the members, sorted by name.
+
+    Raises:
+        ValueError: a name or URL is not usable; the text never shows userinfo.
+    """
+    return tuple(_member(name, url) for name, url in sorted(nodes.items()))
+
+
+def _member(name: str, url: str) -> Member:
+    if not is_node_name(name):
+        raise ValueError(f"node name {name!r}: use letters, digits, dots, hyphens and underscores")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"the URL of node {name}: not a URL") from None
+    if "@" in parts.netloc:
+        raise ValueError(f"the URL of node {name}: leave out the user and password")
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ValueError(f"the URL of node {name}: want http://HOST:PORT, not {url!r}")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"the URL of node {name}: want no path after the port, not {url!r}")
+    return Member(name=NodeName(name), url=f"{parts.scheme}://{parts.netloc}")
