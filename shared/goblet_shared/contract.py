@@ -8,6 +8,8 @@ NodeName = NewType("NodeName", str)
 # Answer headers, lower-case as ASGI wants them.
 NODE_HEADER = b"goblet-node"
 CACHE_HEADER = b"goblet-cache"
+# What it says of an answer that a node gave of what it holds.
+FROM_A_MIRROR = frozenset((b"recorded", b"whole", b"suffix", b"selected"))
 REQUEST_ID_HEADER = b"x-request-id"
 # Seconds since upstream was asked, on an answer that was not asked for anew.
 AGE_HEADER = b"goblet-age"

@@ -30,6 +30,12 @@ _WANTED = (
 )
 
 
+class NotServed(BadRequest):
+    """A git endpoint that a read-only cache does not have."""
+
+    status = 403
+
+
 class Endpoint(enum.Enum):
     """What of a repository is asked for."""
 
@@ -101,6 +107,20 @@ def parse_target(*, method: str, raw_path: bytes, query: bytes) -> Route:
         )
         return _route(host, parts[:cut], Endpoint.LFS, lfs_path=lfs_path)
     raise BadRequest(_SMART_ONLY if _is_dumb(parts) else _WANTED)
+
+
+def must_be_served(route: Route) -> None:
+    """Return if a route is of a clone or fetch.
+
+    Raises:
+        NotServed: it is of a push or of LFS, which go to the git host itself.
+    """
+    if route.endpoint is Endpoint.LFS:
+        raise NotServed("this Goblet does not serve LFS: set lfs.url to the git host itself")
+    if RECEIVE_PACK in (route.endpoint.value, route.service):
+        raise NotServed(
+            "pushes do not go through Goblet: set url.<base>.pushInsteadOf to the git host itself"
+        )
 
 
 def _split_host(raw_path: bytes) -> tuple[bytes, bytes]:

@@ -26,6 +26,13 @@ class MemberState(enum.Enum):
     GONE = "gone"
 
 
+_SAID = {
+    (200, b"ready"): MemberState.READY,
+    (503, b"joining"): MemberState.JOINING,
+    (404, b"draining"): MemberState.DRAINING,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A node as others know it."""
@@ -37,6 +44,15 @@ class Member:
 def is_node_name(name: str) -> bool:
     """Say whether a node may be called so."""
     return _NAME.fullmatch(name) is not None
+
+
+def state_said(status: int, body: bytes) -> MemberState | None:
+    """Return what a node says of itself at `/readyz`; None if no node of ours answers so.
+
+    The status is for load balancers, which read nothing else; the first word of the
+    body tells a node from whatever may listen at its address now.
+    """
+    return _SAID.get((status, body[:16].split(b":")[0].strip()))
 
 
 def members_of(nodes: Mapping[str, str]) -> tuple[Member, ...]:

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import traceback
+from collections.abc import Callable
 from typing import cast
 
 import trio
@@ -98,21 +99,31 @@ async def serve(
 
 
 async def stop_on_signals(
-    stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: trio.Event,
+    *,
+    leave: Callable[[], None] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Set `stop` at the first SIGINT or SIGTERM; at the second, cancel the nursery this runs in.
+
+    With `leave` a first SIGTERM calls that instead: whoever is to go in good order sets
+    `stop` when that is done. What comes after it hastens as if it were the first.
 
     Runs until it is cancelled. Start it in the nursery that the whole service
     lives in, and cancel that nursery when `serve` has returned.
     """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
         task_status.started()
-        async for _ in received:
+        async for number in received:
             if stop.is_set():
                 nursery = trio.lowlevel.current_task().parent_nursery
                 if nursery is not None:
                     nursery.cancel_scope.cancel()
-            stop.set()
+            elif leave is not None and number == signal.SIGTERM:
+                leave()
+                leave = None
+            else:
+                stop.set()
 
 
 class _Connections:

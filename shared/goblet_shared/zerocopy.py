@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from socket import SO_LINGER, SOL_SOCKET
+from struct import pack
 from typing import Any, cast
 
 import h11
@@ -78,7 +81,8 @@ class ZeroCopyServer(TCPServer):
     async def _read_data(self) -> None:
         plain = self.protocol.protocol
         if isinstance(plain, H11Protocol) and not plain.ssl:
-            self.protocol.protocol = ZeroCopyH11(plain)
+            socket = cast(trio.SocketStream, self.stream).socket
+            self.protocol.protocol = ZeroCopyH11(plain, socket)
         await super()._read_data()
 
     async def protocol_send(self, event: Event) -> None:
@@ -87,6 +91,15 @@ class ZeroCopyServer(TCPServer):
             await self._send_parts(event.parts)
         else:
             await super().protocol_send(event)
+
+    async def _close(self) -> None:
+        plain = self.protocol.protocol
+        if isinstance(plain, ZeroCopyH11) and plain.is_torn:
+            # hypercorn says first that nothing more comes, which is what a whole answer's
+            # end looks like.
+            await self.stream.aclose()
+        else:
+            await super()._close()
 
     async def _send_parts(self, parts: list[Part]) -> None:
         # Not shielded, as hypercorn's own sends are: whoever is cancelled here has
@@ -110,8 +123,8 @@ class ZeroCopyServer(TCPServer):
 class ZeroCopyH11(H11Protocol):
     """HTTP/1.1 that offers its applications to send files."""
 
-    def __init__(self, plain: H11Protocol) -> None:
-        """Take the place of `plain`, which has heard nothing yet."""
+    def __init__(self, plain: H11Protocol, socket: trio.socket.SocketType) -> None:
+        """Take the place of `plain`, which has heard nothing yet, on the connection `socket`."""
         super().__init__(
             plain.app,
             plain.config,
@@ -123,8 +136,11 @@ class ZeroCopyH11(H11Protocol):
             plain.server,
             plain.send,
         )
-        # All mutable state: the head of an answer, which goes with the first of its body.
+        self._socket = socket
+        # All mutable state: the head of an answer, which goes with the first of its body,
+        # and whether a close of the connection is a reset.
         self._head = b""
+        self._is_armed = False
 
     async def _send_h11_event(self, event: Any) -> None:
         """As H11Protocol's, with fewer turns of the loop: two a small answer, 60 us each.
@@ -139,6 +155,8 @@ class ZeroCopyH11(H11Protocol):
             return
         if isinstance(event, h11.Response):
             self._head = data
+            if self._ends_by_close(event):
+                self._arm(is_armed=True)
             return
         if self._head and len(data) > _JOINED:
             await self._send_head()
@@ -146,6 +164,31 @@ class ZeroCopyH11(H11Protocol):
         if data:
             # h11 says nothing at the end of a body of known length: no turn of the loop for that.
             await self.send(RawData(data=data))
+        if self._is_armed and isinstance(event, h11.EndOfMessage):
+            self._arm(is_armed=False)
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a close of the connection now would look like the end of an answer."""
+        return self._is_armed
+
+    def _ends_by_close(self, head: h11.Response) -> bool:
+        # h11 frames an answer of unknown length to HTTP/1.0 by its connection's end.
+        connection: object = self.connection
+        if not isinstance(connection, h11.Connection) or connection.their_http_version != b"1.0":
+            return False
+        return all(name != b"content-length" for name, _ in head.headers)
+
+    def _arm(self, *, is_armed: bool) -> None:
+        """Have any close of the connection be a reset, or be none again.
+
+        To HTTP/1.0 the end of the connection may be the end of the answer: one that is
+        torn must not look like that, whoever tears it. A process that is killed is
+        closed by the kernel, which goes by this as well.
+        """
+        self._is_armed = is_armed
+        with suppress(OSError):  # it is closed already
+            self._socket.setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", is_armed, 0))
 
     async def _send_head(self) -> None:
         head, self._head = self._head, b""

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblet_shared.errors import BadRequest
-from goblet_shared.git_route import Endpoint, Route, is_own, parse_target
+from goblet_shared.git_route import (
+    Endpoint,
+    NotServed,
+    Route,
+    is_own,
+    must_be_served,
+    parse_target,
+)
 from goblet_shared.repo_key import BadRepoKey, parse
 
 UPLOAD = b"service=git-upload-pack"
@@ -189,3 +196,25 @@ def test_nothing_else_is_ours(raw_path: bytes) -> None:
 def test_no_repository_is_shadowed_by_our_own_room(rest: bytes) -> None:
     with pytest.raises(BadRequest):
         get(b"/-/" + rest)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "sentence"),
+    [
+        ("GET", b"/h.org/r/info/refs", b"service=git-receive-pack", "pushInsteadOf"),
+        ("POST", b"/h.org/r/git-receive-pack", b"", "pushInsteadOf"),
+        ("POST", b"/h.org/r/info/lfs/objects/batch", b"", "lfs.url"),
+        ("GET", b"/h.org/r/info/refs", b"service=git-upload-pack", None),
+        ("POST", b"/h.org/r/git-upload-pack", b"", None),
+    ],
+)
+def test_only_clones_and_fetches_are_served(
+    method: str, path: bytes, query: bytes, sentence: str | None
+) -> None:
+    route = parse_target(method=method, raw_path=path, query=query)
+    if sentence is None:
+        must_be_served(route)
+        return
+    with pytest.raises(NotServed, match=sentence) as caught:
+        must_be_served(route)
+    assert caught.value.status == 403

@@ -21,11 +21,20 @@ ALLOWED = {
 
 # The node's rooms from the top down: each may import itself and what follows.
 # config stands on fill, which knows what an upstream's address looks like.
-ROOMS = ["cli", "app", "access", "serve", "config", "fill", "mirror", "objects", "wire"]
-ROOM_OF = {"__main__": "cli", "own": "app", "body": "app"}
-MEASURED = {"cli", "app", "access", "serve", "fill"}  # may import metrics
+ROOMS = [
+    *("cli", "app", "cluster", "access", "serve", "config", "fill", "mirror", "objects", "wire")
+]
+ROOM_OF = {
+    **dict.fromkeys(["__main__", "wiring", "clustering", "base"], "cli"),
+    **dict.fromkeys(["own", "body", "admin", "ensure", "peering"], "app"),
+}
+MEASURED = {"cli", "app", "cluster", "access", "serve", "fill"}  # may import metrics
 
-ONLY_IMPORTERS = {"uhashring": "goblet_shared.ring", "dulwich": "goblet_node.objects"}
+ONLY_IMPORTERS = {
+    "uhashring": "goblet_shared.ring",
+    "dns": "goblet_shared.dns_members",
+    "dulwich": "goblet_node.objects",
+}
 CLOSED_TO = {
     "goblet_node.wire": {"trio", "anyio", "httpx"},
     "goblet_node.objects": {"trio", "anyio", "httpx"},

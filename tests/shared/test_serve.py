@@ -458,6 +458,36 @@ async def test_the_first_signal_only_sets_stop() -> None:
     assert nursery.cancel_scope.cancel_called
 
 
+async def test_the_first_sigterm_only_has_a_process_leave_and_the_next_ones_hasten_it() -> None:
+    stop, left = trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(stop_on_signals, stop, leave=left.set))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await left.wait()
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        assert not nursery.cancel_scope.cancel_called
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+    assert nursery.cancel_scope.cancel_called
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+async def test_sigint_stops_whether_or_not_a_process_leaves(is_leaving: bool) -> None:
+    stop, left = trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(stop_on_signals, stop, leave=left.set))
+        if is_leaving:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await left.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        await stop.wait()
+        assert left.is_set() == is_leaving
+        assert not nursery.cancel_scope.cancel_called
+        nursery.cancel_scope.cancel()
+
+
 def test_a_socket_listens_where_it_was_told_to() -> None:
     with closing(listening_socket("127.0.0.1:0", stalled_after=1.5)) as listener:
         host, port = listener.getsockname()

@@ -101,6 +101,24 @@ async def test_parts_are_a_body_however_it_is_framed(
     assert body_of(answer) == b"head" + CONTENT + CONTENT[10:30] + b"tail"
 
 
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("kind", ["http.response.body", ZEROCOPY])
+async def test_a_torn_answer_to_http_1_0_ends_in_a_reset_and_not_as_a_whole_one_does(
+    file: int, kind: str, fails: bool
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        begun = {"parts": [span(file)]} if kind == ZEROCOPY else {"body": CONTENT}
+        await send({"type": kind, **begun, "more_body": True})
+        if fails:
+            raise RuntimeError("torn")
+
+    async with serving(app) as server:
+        stream = await server.ask(CLOSE.replace(b"1.1", b"1.0"))
+        with pytest.raises(trio.BrokenResourceError):
+            await read_all(stream)
+
+
 @pytest.mark.parametrize("has_length", [True, False])
 async def test_files_and_ordinary_messages_take_turns_in_one_body(
     file: int, has_length: bool
@@ -380,7 +398,8 @@ async def test_http_1_offers_files() -> None:
 
 async def test_http_2_does_not_offer_files() -> None:
     scopes: list[Scope] = []
-    async with serving(noting(scopes)) as server:
+    # Its client goes on listening, as those of HTTP/2 do.
+    async with serving(noting(scopes), grace=0.1) as server:
         client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         client.initiate_connection()
         names = {":method": "GET", ":scheme": "http", ":authority": "h", ":path": "/a"}
