@@ -3,6 +3,7 @@
 The only place where errors become statuses.
 """
 
+import json
 import logging
 import re
 import secrets
@@ -15,6 +16,7 @@ import trio
 
 from goblet_node.access import Access
 from goblet_node.body import BadEncoding, Bodies, ClientGone, TooManyBodies
+from goblet_node.ensure import ENSURE, Ensured, Ensurer, MethodNotAllowed, parse_ensure
 from goblet_node.errors import ProtocolError, UpstreamError
 from goblet_node.fill.failures import Refused
 from goblet_node.fill.upstream import POST_TYPE, Grant
@@ -28,8 +30,8 @@ from goblet_node.wire.answers import Dialect, V2Dialect
 from goblet_node.wire.pktline import encode_error
 from goblet_node.wire.requests import Fetch, LsRefs
 from goblet_shared import asgi, contract, repo_key
-from goblet_shared.errors import BadRequest, GobletError
-from goblet_shared.git_route import Endpoint, Route, is_own, parse_target
+from goblet_shared.errors import GobletError
+from goblet_shared.git_route import Endpoint, Route, is_own, must_be_served, parse_target
 from goblet_shared.parts import ZEROCOPY
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,6 @@ REMEMBERED_BODY = 4096
 T = TypeVar("T")
 
 
-class NotServed(BadRequest):
-    """A git endpoint that a read-only cache does not have."""
-
-    status = 403
-
-
 class Node:
     """Answers git requests with the parts that it is given."""
 
@@ -62,6 +58,7 @@ class Node:
         access: Access,
         advertiser: Advertiser,
         answerer: Answerer,
+        ensurer: Ensurer,
         metrics: NodeMetrics,
         own: asgi.ASGIApp,
         bodies: Bodies,
@@ -71,6 +68,7 @@ class Node:
         self._access = access
         self._advertiser = advertiser
         self._answerer = answerer
+        self._ensurer = ensurer
         self._metrics = metrics
         self._own = own
         self._bodies = bodies
@@ -79,7 +77,8 @@ class Node:
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         """Answer one request; every exception ends here."""
-        if is_own(scope["raw_path"]):
+        is_ensure = scope["raw_path"] == ENSURE
+        if is_own(scope["raw_path"]) and not is_ensure:
             await self._own(scope, receive, send)
             return
         started = time.monotonic()
@@ -93,15 +92,22 @@ class Node:
             takes_files=ZEROCOPY in (scope.get("extensions") or {}),
         )
         route: Route | None = None
+        endpoint = "ensure" if is_ensure else "none"
         error = ""
         with self._metrics.in_flight.track_inprogress():
             try:
-                route = parse_target(
-                    method=scope["method"],
-                    raw_path=scope["raw_path"],
-                    query=scope["query_string"],
-                )
-                await self._answer(route, scope, receive, reply)
+                if is_ensure:
+                    ensured = parse_ensure(method=scope["method"], query=scope["query_string"])
+                    route = ensured.route
+                    await self._ensure(ensured, scope, receive, reply)
+                else:
+                    route = parse_target(
+                        method=scope["method"],
+                        raw_path=scope["raw_path"],
+                        query=scope["query_string"],
+                    )
+                    endpoint = route.endpoint.value
+                    await self._answer(route, scope, receive, reply)
                 # Here, where nothing watches for the client any more: hypercorn reports
                 # the end of an exchange as a disconnect, too.
                 await reply.end()
@@ -109,7 +115,6 @@ class Node:
                 error = "the client left before its answer was complete"
             except Exception as exc:
                 error = await self._fail(exc, reply, request_id)
-        endpoint = route.endpoint.value if route is not None else "none"
         self._metrics.requests.labels(endpoint, str(reply.status or 0)).inc()
         log.info(
             "method=%s key=%s endpoint=%s status=%s bytes=%d seconds=%.3f cache=%s id=%s%s%s",
@@ -128,24 +133,30 @@ class Node:
     async def _answer(
         self, route: Route, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
     ) -> None:
-        if route.endpoint is Endpoint.LFS:
-            raise NotServed("this Goblet does not serve LFS: set lfs.url to the git host itself")
-        if route.endpoint is Endpoint.RECEIVE_PACK or route.service == "git-receive-pack":
-            raise NotServed(
-                "pushes do not go through Goblet: "
-                "set url.<base>.pushInsteadOf to the git host itself"
-            )
-        credential = asgi.header(scope, b"authorization")
-        authorization = credential.decode("latin-1") if credential is not None else None
+        must_be_served(route)
+        authorization = _authorization(scope)
         grant = await self._access.check(route, authorization)
+        reply.age = grant.age
         try:
             await self._serve(route, grant, scope, receive, reply)
-        except Refused:
+        except Refused as exc:
             # Upstream changed its mind: what was remembered of it is not true any more.
-            self._access.forget(route, authorization)
+            if exc.status != 429:
+                self._access.forget(route, authorization)
             raise
         if reply.status in (401, 403, 404):
             self._access.forget(route, authorization)
+
+    async def _ensure(
+        self, ensured: Ensured, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
+    ) -> None:
+        async def answer() -> None:
+            held = await self._ensurer.ensure(ensured, _authorization(scope))
+            kind = (b"content-type", b"application/json")
+            await reply.whole(200, [kind, *NOT_TO_BE_KEPT], json.dumps(held).encode() + b"\n")
+
+        # A body is dropped as it comes: nothing of it is asked for.
+        await _while_there(receive, answer)
 
     async def _serve(
         self,
@@ -253,7 +264,14 @@ def _remembering(parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
     return lambda body: known(body) if len(body) <= REMEMBERED_BODY else parse(body)
 
 
+def _authorization(scope: asgi.Scope) -> str | None:
+    credential = asgi.header(scope, b"authorization")
+    return credential.decode("latin-1") if credential is not None else None
+
+
 def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:
+    if isinstance(exc, MethodNotAllowed):
+        return [(b"allow", b"POST")]
     is_passing = isinstance(exc, UpstreamError | TooManyBodies)
     return [(b"retry-after", b"5")] if is_passing else []
 

@@ -9,9 +9,10 @@ from pydantic import ByteSize, Field, PlainValidator, field_validator, model_val
 from goblet_node.fill.connections import is_proxy_url
 from goblet_node.mirror.budget import BadCap, Cap
 from goblet_shared import contract
+from goblet_shared.member_settings import MemberSettings
 from goblet_shared.members import is_node_name
-from goblet_shared.settings import ProcessSettings, Seconds
-from goblet_shared.upstreams import BadUpstream, Upstreams
+from goblet_shared.settings import Seconds
+from goblet_shared.upstream_settings import UpstreamSettings
 
 
 def _cap(given: object) -> Cap:
@@ -23,7 +24,7 @@ def _cap(given: object) -> Cap:
         raise ValueError(str(exc)) from None
 
 
-class NodeSettings(ProcessSettings):
+class NodeSettings(MemberSettings, UpstreamSettings):
     """How one node behaves."""
 
     name: str = Field(
@@ -37,16 +38,6 @@ class NodeSettings(ProcessSettings):
     cache_root: Path = Field(
         description="The folder that holds the mirrors. One node has it at a time."
     )
-    allow_host: list[str] = Field(
-        ["github.com", "gitlab.com", "bitbucket.org"],
-        description="A host that clients may name, asked at https://HOST; repeat it for each. "
-        "Giving any replaces the default list.",
-    )
-    upstream: dict[str, str] = Field(
-        default_factory=dict,
-        description="A host that clients may name and the base URL to ask for it, as NAME=URL: "
-        "a private host, a test, another Goblet. Adds to the allowed hosts.",
-    )
     upstream_proxy: str | None = Field(
         None,
         repr=False,  # it may hold a password
@@ -59,7 +50,41 @@ class NodeSettings(ProcessSettings):
         ge=0,
         allow_inf_nan=False,
         description="How long upstream's yes to one credential and repository is remembered. "
-        "A repository that turns private is served to those who knew it for at most so long.",
+        "A repository that turns private is served to those who knew it for at most so long; see "
+        "stale_seconds for the time in which upstream cannot be asked.",
+    )
+    stale_seconds: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="While an upstream cannot be reached, answers with a 5xx or not in time: how "
+        "long ago it may have allowed a caller, and told the refs, for both to stand. Such "
+        "answers carry their age in Goblet-Age. With 0 an outage of an upstream is one of its "
+        "repositories here.",
+    )
+    stale_after_seconds: Seconds = Field(
+        10.0,
+        description="How long an upstream may think about a question to which there is such an "
+        "answer, before that is given. The question goes on for those who come later.",
+    )
+    breaker_failures: int = Field(
+        5,
+        ge=0,
+        le=1000,
+        description="After how many failures in a row an upstream is left alone: who asks for it "
+        "is told so at once. Errors of one repository alone are not enough. With 0 it never is.",
+    )
+    breaker_seconds: Seconds = Field(
+        5.0,
+        description="How long an upstream is left alone before one question tries it again, half "
+        "of it more or less.",
+    )
+    upstream_tries: int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="How often a question is asked of an upstream that fails, in the time that "
+        "there is for it; pauses are random and grow.",
     )
     connect_seconds: Seconds = Field(
         10.0, description="The longest wait for a connection to an upstream."
@@ -72,6 +97,15 @@ class NodeSettings(ProcessSettings):
     )
     idle_seconds: Seconds = Field(
         120.0, description="The longest pause inside an upstream's answer."
+    )
+    pack_idle_seconds: Seconds = Field(
+        900.0,
+        description="The longest that an upstream may send nothing of a pack, whatever it tells "
+        "of its progress meanwhile.",
+    )
+    ensure_seconds: Seconds = Field(
+        300.0,
+        description="The longest that POST /-/ensure waits for a mirror to have what it names.",
     )
     refresh_wait_seconds: Seconds = Field(
         60.0,
@@ -218,7 +252,47 @@ class NodeSettings(ProcessSettings):
         f"who let go after {contract.ROUTER_KEEPALIVE_EXPIRY:g} s.",
     )
     grace_seconds: Seconds = Field(
-        30.0, description="How long answers in flight may go on after SIGTERM."
+        30.0,
+        description="How long answers in flight may go on once the node listens no more: after "
+        "SIGINT, or when it has drained.",
+    )
+    peer_question_seconds: Seconds = Field(
+        1.0,
+        description="How long another member of the cluster may take to say whether it has a "
+        "mirror of a repository that is cold here, and to begin any answer.",
+    )
+    peer_idle_seconds: Seconds = Field(
+        10.0, description="The longest pause in what another member sends."
+    )
+    peer_wait_seconds: Seconds = Field(
+        30.0,
+        description="How long a client of a cold repository waits for a mirror to be copied from "
+        "another member, before it is passed on to upstream. The copy goes on.",
+    )
+    copy_bytes_per_second: ByteSize = Field(
+        ByteSize(0),
+        description="How fast a node that joins copies mirrors, in bytes a second, all together. "
+        "With 0 as fast as it can. What clients wait for is not held back.",
+    )
+    join_seconds: Seconds = Field(
+        600.0,
+        description="The longest that a node which is new to its cluster copies the mirrors that "
+        "it will own, before it says that it is ready. The rest comes when it is asked for.",
+    )
+    join_copies: int = Field(
+        2, ge=1, le=64, description="How many mirrors a node that joins copies at once."
+    )
+    drain_seconds: Seconds = Field(
+        25.0,
+        description="The longest that a node which is told to go (SIGTERM, POST /-/drain) waits "
+        "for others to take over the mirrors that it owns. It answers meanwhile.",
+    )
+    drain_notice_seconds: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="The shortest time that it goes on answering, so that routers notice: more "
+        "than they take between two probes. Without it: 5 for a member of a cluster, else 0.",
     )
 
     @field_validator("name")
@@ -227,24 +301,6 @@ class NodeSettings(ProcessSettings):
         if not is_node_name(name):
             raise ValueError("use letters, digits, dots, hyphens and underscores")
         return name
-
-    @field_validator("allow_host")
-    @classmethod
-    def _hosts_are_usable(cls, allowed: list[str]) -> list[str]:
-        try:
-            Upstreams(allowed=allowed, mapped={})
-        except BadUpstream as exc:
-            raise ValueError(str(exc)) from None
-        return allowed
-
-    @field_validator("upstream")
-    @classmethod
-    def _upstreams_are_usable(cls, mapped: dict[str, str]) -> dict[str, str]:
-        try:
-            Upstreams(allowed=(), mapped=mapped)
-        except BadUpstream as exc:
-            raise ValueError(str(exc)) from None
-        return mapped
 
     @field_validator("upstream_proxy")
     @classmethod

@@ -13,7 +13,23 @@ class UpstreamError(GobletError):
     status = 502
 
 
-class UpstreamTooSlow(UpstreamError):
+class UpstreamDown(UpstreamError):
+    """The origin cannot be reached, breaks connections, or answers with a 5xx.
+
+    It says nothing of the caller: what upstream said a while ago may stand in for it.
+    `retry_after` is how many seconds the origin asks to be left alone, if it said so.
+    """
+
+    def __init__(self, sentence: str, *, retry_after: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class UpstreamResting(UpstreamDown):
+    """The origin failed again and again, and is not asked for a moment."""
+
+
+class UpstreamTooSlow(UpstreamDown):
     """The origin did not answer, or stopped sending, within the configured time."""
 
     status = 504

@@ -1,8 +1,12 @@
 """The node's metrics. No label grows with repositories, refs or callers."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter as Counted
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from goblet_shared.members import MemberState
+from goblet_shared.watch import MemberView
 
 
 class NodeMetrics:
@@ -34,14 +38,36 @@ class NodeMetrics:
         )
         self.upstream_requests = Counter(
             "goblet_node_upstream_requests_total",
-            "Requests to upstreams, by what was asked and how it went.",
+            "Requests to upstreams, tries each, by what was asked and how it went; not-asked is "
+            "one that was not sent, since upstream is left alone for a moment.",
             ["question", "outcome"],
             registry=registry,
         )
         self.access = Counter(
             "goblet_node_access_total",
-            "Access checks: allowed by upstream, remembered, or refused.",
+            "Access checks: allowed by upstream, remembered, stale (remembered for longer, while "
+            "upstream is down), or refused.",
             ["verdict"],
+            registry=registry,
+        )
+        self.breaker_state = Gauge(
+            "goblet_node_upstream_breaker_state",
+            "Whether an upstream is asked: 0 as ever, 2 not at all since it failed again and "
+            "again, 1 while one question tries it.",
+            ["host"],
+            registry=registry,
+        )
+        self.breaker_opened = Counter(
+            "goblet_node_upstream_breaker_opened_total",
+            "How often an upstream was left alone, since it failed again and again.",
+            ["host"],
+            registry=registry,
+        )
+        self.stale_answers = Counter(
+            "goblet_node_stale_answers_total",
+            "Times that what upstream said before it failed stood in for its answer: for a "
+            "caller's access, or for the refs.",
+            ["of"],
             registry=registry,
         )
         self.refreshes = Counter(
@@ -53,6 +79,24 @@ class NodeMetrics:
         self.received_bytes = Counter(
             "goblet_node_received_bytes_total",
             "Bytes of packs received from upstreams into mirrors.",
+            registry=registry,
+        )
+        self.peer_copies = Counter(
+            "goblet_node_peer_copies_total",
+            "Mirrors that other members were asked for, by what came of it: copied, failed at one "
+            "of them, refused by this node for want of room or by its limits, or absent: nobody "
+            "had it.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.peer_received_bytes = Counter(
+            "goblet_node_peer_received_bytes_total",
+            "Bytes of mirrors received from other members.",
+            registry=registry,
+        )
+        self.peer_sent_bytes = Counter(
+            "goblet_node_peer_sent_bytes_total",
+            "Bytes of mirrors handed to connections of other members.",
             registry=registry,
         )
         self.tidied = Counter(
@@ -67,7 +111,23 @@ class NodeMetrics:
             "Repositories that this node holds a mirror of.",
             registry=registry,
         )
-
+        self._state = Gauge(
+            "goblet_node_state",
+            "1 for what the node says that it is: joining, ready or draining; 0 for the others.",
+            ["state"],
+            registry=registry,
+        )
+        self._members = Gauge(
+            "goblet_node_members",
+            "Members of the cluster as this node sees them, itself included, by state.",
+            ["state"],
+            registry=registry,
+        )
+        self._discovery_failures = Counter(
+            "goblet_node_discovery_failures_total",
+            "Times that it could not be found out who the members of the cluster are.",
+            registry=registry,
+        )
         self.recorded = Counter(
             "goblet_node_recorded_answers_total",
             "Answers made for all who ask the same, by what became of them: kept, not kept, "
@@ -104,6 +164,22 @@ class NodeMetrics:
             "The most that goblet_node_disk_bytes may be in all.",
             registry=registry,
         )
+
+    def show_state(self, state: MemberState) -> None:
+        """Have the gauge of states say this one alone."""
+        for each in (MemberState.JOINING, MemberState.READY, MemberState.DRAINING):
+            self._state.labels(each.value).set(each is state)
+
+    def members_changed(self, views: Sequence[MemberView], *, epoch: int) -> None:
+        """Have the gauges of members say how many of these there are in each state."""
+        counts = Counted(view.state for view in views)
+        for state in MemberState:
+            if state is not MemberState.GONE:
+                self._members.labels(state.value).set(counts[state])
+
+    def discovery_failed(self) -> None:
+        """Count that it could not be found out who the members are."""
+        self._discovery_failures.inc()
 
     def count_disk_with(self, bytes_of: Mapping[str, Callable[[], float]], *, cap: int) -> None:
         """Have the gauge of each kind of disk use ask its function each time it is read."""

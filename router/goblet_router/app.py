@@ -3,20 +3,26 @@
 import logging
 from time import perf_counter
 
+from starlette.datastructures import QueryParams
+
 from goblet_router import headers
 from goblet_router.errors import ClientGone
 from goblet_router.metrics import RouterMetrics
 from goblet_router.proxy import Proxy
+from goblet_shared import repo_key
 from goblet_shared.asgi import ASGIApp, Message, Receive, Scope, Send, send_text
 from goblet_shared.contract import CACHE_HEADER, NODE_HEADER, REQUEST_ID_HEADER
-from goblet_shared.errors import GobletError
+from goblet_shared.errors import BadRequest, GobletError
 from goblet_shared.git_route import Route, is_own, parse_target
-from goblet_shared.repo_key import host_of, url_path
+from goblet_shared.repo_key import RepoKey, host_of, url_path
 
 _log = logging.getLogger(__name__)
 
 # What Goblet-Node says on an answer that no node gave.
 NO_NODE = b"none"
+
+# To be told that a repository is up to date; its owner answers, and checks who asks.
+_ENSURE = b"/-/ensure"
 
 
 def build_app(*, proxy: Proxy, pages: ASGIApp, metrics: RouterMetrics) -> ASGIApp:
@@ -30,10 +36,13 @@ def build_app(*, proxy: Proxy, pages: ASGIApp, metrics: RouterMetrics) -> ASGIAp
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         visit = _Visit(scope, send)
-        is_page = is_own(scope["raw_path"])
+        is_ensure = scope["raw_path"] == _ENSURE
+        is_page = not is_ensure and is_own(scope["raw_path"])
         try:
             if is_page:
                 await pages(scope, receive, visit.send)
+            elif is_ensure:
+                await ensure(visit, scope, receive)
             else:
                 await git(visit, scope, receive)
         except GobletError as exc:
@@ -53,6 +62,13 @@ def build_app(*, proxy: Proxy, pages: ASGIApp, metrics: RouterMetrics) -> ASGIAp
         )
         await proxy.forward(visit.route, scope, receive, visit.send, request_id=visit.request_id)
 
+    async def ensure(visit: "_Visit", scope: Scope, receive: Receive) -> None:
+        repos = QueryParams(scope["query_string"]).getlist("repo")
+        if len(repos) != 1:
+            raise BadRequest("name one repository: POST /-/ensure?repo=github.com/org/repo")
+        visit.ensured = repo_key.parse(repos[0])
+        await proxy.pass_on(visit.ensured, scope, receive, visit.send, request_id=visit.request_id)
+
     return app
 
 
@@ -62,6 +78,7 @@ class _Visit:
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = headers.request_id(scope["headers"])
         self.route: Route | None = None
+        self.ensured: RepoKey | None = None
         self.status = ClientGone.status  # until there is an answer, nobody had one
         self._method = scope["method"]
         self._send = send
@@ -73,7 +90,9 @@ class _Visit:
 
     @property
     def endpoint(self) -> str:
-        return "none" if self.route is None else self.route.endpoint.value
+        if self.route is not None:
+            return self.route.endpoint.value
+        return "none" if self.ensured is None else "ensure"
 
     async def send(self, message: Message) -> None:
         """Pass a message on, with the two headers that every answer has."""
@@ -93,9 +112,10 @@ class _Visit:
     def __str__(self) -> str:
         """Return the request's one line in the log: no secrets, nothing that forges a line."""
         route = self.route
+        key = route.key if route else self.ensured
         fields = [
             f"method={self._method}",
-            f"key={f'{host_of(route.key)}/{url_path(route.key)}' if route else '-'}",
+            f"key={f'{host_of(key)}/{url_path(key)}' if key else '-'}",
             f"endpoint={self.endpoint}",
             f"service={route.service or '-' if route else '-'}",
             f"status={self.status}",

@@ -92,9 +92,9 @@ class Child:
         """Wait until `run`, which must be running, has seen the process end."""
         await self._ended.wait()
 
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM, unless the process has ended."""
-        self._popen.terminate()
+    def ask_to_stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send the signal, unless the process has ended."""
+        self._popen.send_signal(number)
 
     def kill(self) -> None:
         """Kill the process if it still runs; it is gone when this returns."""

@@ -4,31 +4,25 @@ import logging
 import os
 import resource
 import socket
-import ssl
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
-import httpx
 import trio
 import typer
 from prometheus_client import CollectorRegistry
 
+from goblet_router import tools
 from goblet_router.app import build_app
 from goblet_router.config import RouterSettings
-from goblet_router.health import Health
-from goblet_router.lane import Lane, Limits
+from goblet_router.haproxy import commands as haproxy
 from goblet_router.local import LocalSettings, data_directory, run_cluster
-from goblet_router.metrics import RouterMetrics
-from goblet_router.pages import build_pages, ring_id
-from goblet_router.proxy import Proxy
-from goblet_shared import repo_key
-from goblet_shared.contract import NodeName
+from goblet_router.metrics import MemberMetrics, RouterMetrics
+from goblet_router.pages import build_pages
+from goblet_router.wiring import build_lanes, build_proxy, build_watch, close_old_lanes
+from goblet_router.workers import run_workers, shared_metrics
 from goblet_shared.errors import GobletError
-from goblet_shared.ring import SLOTS, Ring, slot_of
 from goblet_shared.serve import listening_socket, serve, stop_on_signals
 from goblet_shared.settings import takes
 
@@ -39,13 +33,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ring_app = typer.Typer(help="Ask where repositories are placed; needs no running router.")
-app.add_typer(ring_app, name="ring", no_args_is_help=True)
-
-Names = Annotated[
-    list[str],
-    typer.Option("--node", help="A member as NAME or NAME=URL; repeat it for each."),
-]
+app.add_typer(tools.ring_app, name="ring", no_args_is_help=True)
+app.command()(tools.warm)
+app.command()(tools.purge)
+app.add_typer(haproxy.app)
 
 
 def _say_version(is_asked: bool) -> None:
@@ -91,30 +82,12 @@ def router(settings: RouterSettings) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     _raise_file_limit()
-    _run(lambda: run_router(settings))
-
-
-@ring_app.command()
-def locate(
-    repo: Annotated[str, typer.Argument(help="github.com/org/repo, or its https URL.")],
-    node: Names,
-) -> None:
-    """Print a repository's slot, and its owners in the order in which they are asked."""
-    try:
-        key = repo_key.parse(repo)
-    except GobletError as exc:
-        raise typer.BadParameter(str(exc), param_hint="REPO") from None
-    print(f"{key}  slot {slot_of(key)}  {' '.join(_ring_of(node).owners(key))}")
-
-
-@ring_app.command()
-def show(node: Names) -> None:
-    """Print the ring's id, and how many of its slots each member owns."""
-    ring = _ring_of(node)
-    owned = Counter(ring.order(slot)[0] for slot in range(SLOTS))
-    print(f"ring {ring_id(ring)}, {SLOTS} slots")
-    for name in ring.members:
-        print(f"{name}  {owned[name]} slots  {owned[name] / SLOTS:.1%}")
+    if settings.workers == 1:
+        _run(lambda: run_router(settings))
+        return
+    # The same command, and so the same settings, but for the place and the number.
+    command = (sys.executable, "-P", "-m", "goblet_router", *sys.argv[1:], "--workers=1")
+    _run(lambda: run_workers(settings, command, environment=os.environ, write_line=_write_line))
 
 
 async def run_router(settings: RouterSettings) -> None:
@@ -127,7 +100,14 @@ async def run_router(settings: RouterSettings) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(stop_on_signals, stop)
-        await serve_router(settings, listener=listener, registry=CollectorRegistry(), stop=stop)
+        registry = CollectorRegistry()
+        await serve_router(
+            settings,
+            listener=listener,
+            registry=registry,
+            scraped=shared_metrics(os.environ) or registry,
+            stop=stop,
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -136,35 +116,24 @@ async def serve_router(
     *,
     listener: socket.socket,
     registry: CollectorRegistry,
+    scraped: CollectorRegistry | None = None,
     stop: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Build the router's parts and serve until `stop` is set; `listener` is closed then."""
+    """Build the router's parts and serve until `stop` is set; `listener` is closed then.
+
+    What is counted goes into `registry`, and /metrics shows `scraped`, or the same.
+    """
     metrics = RouterMetrics(registry)
-    ring = Ring.of(member.name for member in settings.members)
-    health = Health(
-        ring.members, rise=settings.probe_rise, fall=settings.probe_fall, metrics=metrics
-    )
     lanes = build_lanes(settings, metrics)
-    proxy = Proxy(
-        rings=lambda: ring,
-        health=health,
-        lanes=lanes,
-        metrics=metrics,
-        fallbacks=settings.fallbacks,
-        replay_bytes=settings.replay_bytes,
-        idle=settings.idle_seconds,
-    )
-    pages = build_pages(rings=lambda: ring, health=health, registry=registry)
+    shown = MemberMetrics(registry, scraped=scraped or registry)
+    watch = build_watch(settings, lanes=lanes, observer=shown)
+    proxy = build_proxy(settings, members=watch, lanes=lanes, metrics=metrics)
+    pages = build_pages(watch=watch, registry=scraped or registry)
     try:
         async with trio.open_nursery() as nursery:
-            watch = partial(
-                health.watch,
-                lambda node: lanes[node].probe(),
-                interval=settings.probe_interval_seconds,
-                patience=settings.probe_timeout_seconds,
-            )
-            nursery.start_soon(watch)
+            await nursery.start(watch.run)
+            nursery.start_soon(close_old_lanes, lanes, watch)
             await serve(
                 build_app(proxy=proxy, pages=pages, metrics=metrics),
                 listener=listener,
@@ -175,31 +144,7 @@ async def serve_router(
             )
             nursery.cancel_scope.cancel()
     finally:
-        for lane in lanes.values():
-            await lane.aclose()
-
-
-def build_lanes(settings: RouterSettings, metrics: RouterMetrics) -> dict[NodeName, Lane]:
-    """Return a lane to each node; the caller closes them."""
-    limits = Limits(
-        connections=settings.max_connections,
-        connect=settings.connect_seconds,
-        first_byte=settings.first_byte_seconds,
-        idle=settings.idle_seconds,
-    )
-    # Loading the certificate authorities takes some 50 ms: only if they are needed.
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if any(member.url.startswith("https:") for member in settings.members):
-        tls = httpx.create_ssl_context(trust_env=False)
-    on_stale = metrics.retried.labels("fresh connection").inc
-    return {
-        member.name: Lane(member, limits=limits, tls=tls, on_stale=on_stale)
-        for member in settings.members
-    }
-
-
-def _ring_of(nodes: list[str]) -> Ring:
-    return Ring.of(NodeName(node.partition("=")[0]) for node in nodes)
+        await proxy.aclose()
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> None:

@@ -16,6 +16,8 @@ class FailureKind(enum.Enum):
     """All of our connections to the node are in use; it says nothing about the node's health."""
     DECLINED = "declined"
     """The node lives and asks us to take another."""
+    GONE = "gone"
+    """The node left the cluster while its turn came."""
 
 
 class NodeFailed(GobletError):
@@ -31,7 +33,7 @@ class NodeFailed(GobletError):
     @property
     def is_suspicious(self) -> bool:
         """Whether the failure speaks against the node itself."""
-        return self.kind not in (FailureKind.BUSY, FailureKind.DECLINED)
+        return self.kind in (FailureKind.UNREACHABLE, FailureKind.RESET, FailureKind.TIMEOUT)
 
 
 class StaleConnection(NodeFailed):
@@ -47,6 +49,12 @@ class NoNodeAnswered(GobletError):
     """Every owner that could be asked failed or declined."""
 
     status = 503
+
+
+class UpstreamFailed(GobletError):
+    """Upstream, which the router asked itself, gave no answer that git can use."""
+
+    status = 502
 
 
 class NotRepeatable(GobletError):

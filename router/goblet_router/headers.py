@@ -4,7 +4,13 @@ import re
 import secrets
 from collections.abc import Iterable
 
-from goblet_shared.contract import NODE_HEADER, REQUEST_ID_HEADER, NodeName
+from goblet_shared.contract import (
+    CACHE_HEADER,
+    NODE_HEADER,
+    PEER_HEADER,
+    REQUEST_ID_HEADER,
+    NodeName,
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -22,11 +28,45 @@ _HOP_BY_HOP = frozenset(
     )
 )
 
-# Set anew for the node. `Expect` was answered by our own server already.
-_OWN_OF_REQUEST = frozenset((b"host", b"expect", b"content-length", REQUEST_ID_HEADER))
+# Set anew for the node. `Expect` was answered by our own server already. A proof of
+# being a member is for the one it was made for: nobody gets one passed on.
+_OWN_OF_REQUEST = frozenset((b"host", b"expect", b"content-length", REQUEST_ID_HEADER, PEER_HEADER))
 
 # Our server writes its own date, and two would contradict each other.
 _OWN_OF_ANSWER = frozenset((b"date", b"server", REQUEST_ID_HEADER))
+
+# What an upstream needs to know of a client, and no more: it is not of this house.
+_FOR_UPSTREAM = frozenset(
+    (
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"git-protocol",
+        b"pragma",
+        b"user-agent",
+    )
+)
+
+# What of an upstream's answer says something about its bytes or to its client. Its
+# cookies do not: all clients of this router share its address.
+_FROM_UPSTREAM = frozenset(
+    (
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"expires",
+        b"pragma",
+        b"retry-after",
+        b"www-authenticate",
+    )
+)
+
+# What Goblet-Cache says on an answer that the router fetched from upstream itself.
+_BYPASS = b"bypass"
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -38,7 +78,7 @@ def for_node(
 
     The body keeps its framing: a chunked one stays chunked, a length is passed on.
     """
-    given = _lowered(headers)
+    given = lowered(headers)
     passed = [field for field in _end_to_end(given) if field[0] not in _OWN_OF_REQUEST]
     passed += _framing(given)
     passed.append((REQUEST_ID_HEADER, request_id.encode("ascii")))
@@ -49,15 +89,32 @@ def for_node(
 
 def for_client(headers: Iterable[tuple[bytes, bytes]], *, node: NodeName) -> Headers:
     """Return a node's headers as the client gets them; Goblet-Node is there exactly if known."""
-    passed = [field for field in _end_to_end(_lowered(headers)) if field[0] not in _OWN_OF_ANSWER]
+    passed = [field for field in _end_to_end(lowered(headers)) if field[0] not in _OWN_OF_ANSWER]
     if not any(name == NODE_HEADER for name, _ in passed):
         passed.append((NODE_HEADER, node.encode("ascii")))
     return passed
 
 
+def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the client's headers as an upstream gets them, without Host."""
+    given = lowered(headers)
+    return [field for field in given if field[0] in _FOR_UPSTREAM] + _framing(given)
+
+
+def from_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an upstream's headers as the client gets them; they say that no node answered."""
+    passed = [field for field in lowered(headers) if field[0] in _FROM_UPSTREAM]
+    return [*passed, (CACHE_HEADER, _BYPASS)]
+
+
+def redirected(location: bytes) -> Headers:
+    """Return the headers of an answer that sends a client elsewhere, this once."""
+    return [(b"location", location), (b"cache-control", b"no-store")]
+
+
 def may_outgrow(headers: Iterable[tuple[bytes, bytes]], limit: int) -> bool:
     """Tell whether the body that these headers announce may have more than `limit` bytes."""
-    framing = dict(_framing(_lowered(headers)))
+    framing = dict(_framing(lowered(headers)))
     length = framing.get(b"content-length", b"0")
     return b"transfer-encoding" in framing or int(length) > limit
 
@@ -70,7 +127,8 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return secrets.token_hex(8)
 
 
-def _lowered(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def lowered(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return header lines with their names in lower case."""
     return [(bytes(name).lower(), bytes(value)) for name, value in headers]
 
 

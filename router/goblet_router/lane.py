@@ -1,38 +1,31 @@
 """The way to one node: its connections, one attempt at a time, and what can go wrong on it.
 
-The only module that meets httpcore's exceptions. It uses single connections of httpcore,
-on which httpx stands: what httpx adds (a cookie jar for all users, headers of its own,
-a log line for every URL) has no place in a proxy, and each of its layers costs once a
-chunk.
+Only this module and answer.py meet httpcore's exceptions. Both use single connections
+of httpcore, on which httpx stands: what httpx adds (a cookie jar for all users, headers
+of its own, a log line for every URL) has no place in a proxy, and each of its layers
+costs once a chunk.
 """
 
 import ssl
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore
 import trio
 
+from goblet_router.answer import BROKEN, CLOSE_GRACE, Answer, run_out
 from goblet_router.body import ReplayableBody
-from goblet_router.errors import AnswerCut, FailureKind, NodeFailed, StaleConnection
+from goblet_router.errors import FailureKind, NodeFailed, StaleConnection
 from goblet_router.headers import Headers
 from goblet_router.wide import WideReads
-from goblet_shared.contract import DECLINED_HEADER, ROUTER_KEEPALIVE_EXPIRY
-from goblet_shared.members import Member
+from goblet_shared.contract import ROUTER_KEEPALIVE_EXPIRY
+from goblet_shared.members import Member, MemberState, state_said
 
-
-class _Leave(Protocol):
-    def __call__(self, *, is_whole: bool) -> Awaitable[None]: ...
-
-
-# Everything that a connection may meet once it was asked for something.
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException)
-# Closing a socket takes no time; what could is a TLS farewell to a dead node.
-_CLOSE_GRACE = 1.0
+# What is read of a node's own words: it says its state first.
+_MOST_SAID = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +62,19 @@ class Lane:
     """
 
     def __init__(
-        self, member: Member, *, limits: Limits, tls: ssl.SSLContext, on_stale: Callable[[], None]
+        self,
+        member: Member,
+        *,
+        limits: Limits,
+        tls: Callable[[], ssl.SSLContext],
+        on_stale: Callable[[], None],
+        may_end_by_close: bool = False,
     ) -> None:
+        """Take a member, what its lane may use, and who is told of stale connections.
+
+        With `may_end_by_close` an answer without a length is whole when its connection
+        is closed, as HTTP/1.0 has it. No node answers so.
+        """
         self._node = member.name
         parts = urlsplit(member.url)
         assert parts.hostname is not None  # config.py holds members to it
@@ -81,14 +85,17 @@ class Lane:
         )
         self._backend = WideReads(httpcore.TrioBackend())
         self._limits = limits
-        self._tls = tls
+        self._tls = tls() if parts.scheme == "https" else None
         self._on_stale = on_stale
+        self._may_end_by_close = may_end_by_close
         self._room = trio.Semaphore(limits.connections)
         # All mutable state: idle connections, and since when, the latest on top.
-        # The top is taken first, so those that a rush left behind grow old.
+        # The top is taken first, so those that a rush left behind grow old. Once the
+        # lane is closed none is kept any more.
         self._idle: list[tuple[httpcore.AsyncHTTPConnection, float]] = []
+        self._is_closed = False
 
-    async def begin(self, ask: Ask) -> "Answer":
+    async def begin(self, ask: Ask) -> Answer:
         """Return the node's answer as soon as its head is here; the caller closes it.
 
         A kept connection that breaks before the head is taken for one that the
@@ -111,20 +118,24 @@ class Lane:
             self._room.release()
             raise
 
-    async def probe(self) -> bool:
-        """Tell whether the node says that it is ready, on a connection of its own."""
+    async def probe(self) -> MemberState | None:
+        """Return what the node says of itself, on a connection of its own; None if nothing.
+
+        The caller bounds the time.
+        """
         connection = self._connection()
         request = self._request(b"GET", b"/readyz", headers=[], body=None, extensions={})
         try:
             response = await connection.handle_async_request(request)
-        except _BROKEN:
-            return False
+            return state_said(response.status, await _beginning(response))
+        except BROKEN:
+            return None
         finally:
             await _close(connection)
-        return response.status == HTTPStatus.OK
 
     async def aclose(self) -> None:
-        """Close what is idle; what is in use is closed by those who use it."""
+        """Close what is idle, and whatever becomes idle later; what is in use goes on."""
+        self._is_closed = True
         while self._idle:
             await _close(self._idle.pop()[0])
 
@@ -148,8 +159,9 @@ class Lane:
         """Keep the connection of an answer that was read to its end; close any other."""
         self._room.release()
         now = trio.current_time()
-        old = [] if is_whole else [connection]
-        if is_whole:
+        is_kept = is_whole and not self._is_closed
+        old = [] if is_kept else [connection]
+        if is_kept:
             self._idle.append((connection, now))
         while self._idle and self._idle[0][1] < now - ROUTER_KEEPALIVE_EXPIRY:
             old.append(self._idle.pop(0)[0])
@@ -182,7 +194,7 @@ class Lane:
             extensions=extensions,
         )
 
-    async def _attempt(self, connection: httpcore.AsyncHTTPConnection, ask: Ask) -> "Answer":
+    async def _attempt(self, connection: httpcore.AsyncHTTPConnection, ask: Ask) -> Answer:
         connected = False
 
         async def trace(event: str, _: dict[str, Any]) -> None:
@@ -207,12 +219,18 @@ class Lane:
             response = await connection.handle_async_request(request)
         except BaseException as exc:
             await _close(connection)
-            if isinstance(exc, _BROKEN):
+            if isinstance(exc, BROKEN):
                 raise self._failure(exc, was_kept=not connected) from exc
             raise
         waits["read"] = self._limits.idle
         leave = partial(self._leave, connection)
-        return Answer(response, node=self._node, idle=self._limits.idle, leave=leave)
+        return Answer(
+            response,
+            node=self._node,
+            idle=self._limits.idle,
+            leave=leave,
+            may_end_by_close=self._may_end_by_close,
+        )
 
     def _failure(self, exc: Exception, *, was_kept: bool) -> NodeFailed:
         node, limits = self._node, self._limits
@@ -221,7 +239,7 @@ class Lane:
                 text = f"{node}: no connection in {limits.connect:g} s"
                 return NodeFailed(text, node=node, kind=FailureKind.UNREACHABLE)
             case httpcore.ConnectError():
-                text = f"{node}: connection refused"
+                text = f"{node}: {_why_unconnected(exc)}"
                 return NodeFailed(text, node=node, kind=FailureKind.UNREACHABLE)
             case httpcore.WriteTimeout():
                 text = f"{node}: took nothing of the request for {limits.idle:g} s"
@@ -235,64 +253,29 @@ class Lane:
         )
 
 
-class Answer:
-    """The head of a node's answer, and its body chunk by chunk, undecoded."""
-
-    def __init__(
-        self, response: httpcore.Response, *, node: str, idle: float, leave: "_Leave"
-    ) -> None:
-        assert isinstance(response.stream, AsyncIterable)
-        self.status = response.status
-        self.headers: Headers = response.headers
-        self._node = node
-        self._idle = idle
-        self._response = response
-        self._chunks = aiter(response.stream)
-        self._leave = leave
-        self._begun = self._is_whole = False
-
-    @property
-    def is_declined(self) -> bool:
-        """Whether the node asks us to take another; any other answer stands."""
-        return self.status == HTTPStatus.SERVICE_UNAVAILABLE and any(
-            name.lower() == DECLINED_HEADER for name, _ in self.headers
-        )
-
-    async def next_chunk(self) -> bytes | None:
-        """Return the next bytes of the body, or None at its proper end.
-
-        Raises:
-            AnswerCut: the node broke off, or paused for too long.
-        """
-        self._begun = True
-        try:
-            chunk = await anext(self._chunks, None)
-        except httpcore.TimeoutException as exc:
-            raise AnswerCut(f"{self._node}: its answer stopped for {self._idle:g} s") from exc
-        except _BROKEN as exc:
-            raise AnswerCut(f"{self._node}: its answer broke off") from exc
-        self._is_whole = chunk is None
-        return chunk
-
-    async def aclose(self) -> None:
-        """Release the connection; it is kept if the body was read to its end, else closed.
-
-        Call it once.
-        """
-        with trio.move_on_after(_CLOSE_GRACE, shield=True):
-            await self._response.aclose()
-            # The body is two generators deep and we hold only the outer one.
-            # Dropped half way, the inner one is left to the garbage collector,
-            # of which trio warns. Reading on from the closed connection ends
-            # both, after at most what was received already.
-            while self._begun and not self._is_whole:
-                try:
-                    await anext(self._chunks)
-                except (StopAsyncIteration, *_BROKEN):
-                    break
-        await self._leave(is_whole=self._is_whole)
-
-
 async def _close(connection: httpcore.AsyncHTTPConnection) -> None:
-    with trio.move_on_after(_CLOSE_GRACE, shield=True):
+    with trio.move_on_after(CLOSE_GRACE, shield=True):
         await connection.aclose()
+
+
+def _why_unconnected(failure: BaseException) -> str:
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not valid ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak TLS as it should"
+        cause = cause.__cause__ or cause.__context__
+    return "connection refused"
+
+
+async def _beginning(response: httpcore.Response) -> bytes:
+    """Return the first bytes of a body, and end it: its connection must be closed then."""
+    assert isinstance(response.stream, AsyncIterable)
+    said = b""
+    chunks = aiter(response.stream)
+    while len(said) < _MOST_SAID and (chunk := await anext(chunks, None)) is not None:
+        said += chunk
+    await response.aclose()
+    await run_out(chunks)
+    return said

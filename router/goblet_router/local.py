@@ -1,6 +1,8 @@
 """A whole cluster on one machine: `goblet up` starts the processes, watches them, stops them."""
 
 import os
+import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +23,8 @@ from goblet_shared.settings import ProcessSettings
 # Python, numpy and a mirror's recovery: seconds on a busy machine with a cold
 # disk cache. Longer than this, something is wrong.
 _START_WITHIN = 60.0
+# Of that, for a node that was not there last time, to copy what it will own.
+_JOIN_WITHIN = 30.0
 _LOOK_EVERY = 0.05
 
 _ROUTER = "router"
@@ -68,6 +72,27 @@ def data_directory(settings: LocalSettings, environment: Mapping[str, str]) -> P
     return base / "goblet"
 
 
+def secret_in(data: Path) -> Path:
+    """Return the file with the cluster's secret, which is made if it is not there yet.
+
+    Raises:
+        GobletError: it cannot be made.
+    """
+    path = data / "cluster-secret"
+    if path.exists():
+        return path
+    aside = path.with_name(f"{path.name}.new")
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        aside.touch(mode=0o600)
+        aside.write_text(f"{secrets.token_hex(32)}\n")
+        aside.rename(path)
+    except OSError as exc:
+        raise GobletError(f"{path} cannot be made: {exc.strerror}") from exc
+    return path
+
+
 def clone_command(base: str, hosts: Iterable[str]) -> str:
     """Return a `git clone` for the first of `hosts`, to be completed by the user."""
     return f"git clone {base}/{next(iter(hosts), 'github.com')}/<owner>/<repo>"
@@ -93,19 +118,24 @@ async def run_cluster(
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(stop_on_signals, stop)
-            for part in parts:
-                child = _start(part)
-                children.append(child)
-                nursery.start_soon(child.run, write_line)
-            await _until_ready(parts, children, stop)
+            # The router last: of nodes that still join it would make a ring of some.
+            for batch in (parts[:-1], parts[-1:]):
+                for part in () if stop.is_set() else batch:
+                    child = _start(part)
+                    children.append(child)
+                    nursery.start_soon(child.run, write_line)
+                await _until_ready(batch, children, stop)
             if not stop.is_set():
                 print(f"ready: {clone_command(parts[-1].url, settings.upstream)}", flush=True)
                 await _until_over(children, stop, write_line)
-            await _stop(children, settings.grace_seconds, write_line)
+                await _stop(children, settings.grace_seconds, write_line)
         except GobletError as exc:
             failure = exc  # kept from the nursery, which would wrap it in a group
         finally:
-            _close_all(parts)
+            for part in parts:
+                part.listener.close()
+            # Also those that a signal met before all were ready: they serve nobody yet,
+            # and some would not hear one.
             for child in children:
                 child.kill()
             nursery.cancel_scope.cancel()
@@ -116,35 +146,31 @@ async def run_cluster(
 def _lay_out(settings: LocalSettings, data: Path) -> list[Part]:
     """Return what to start, the router last, with every listening socket open already.
 
-    So there is no free port to lose between looking and binding, and the router
-    knows its nodes' addresses before they run.
+    So there is no free port to lose between looking and binding, and all know the
+    nodes' addresses before any of them runs.
     """
-    parts: list[Part] = []
-
-    def add(name: str, address: str, *command: str) -> None:
-        listener = listening_socket(address)
-        part = Part(name=name, listener=listener, url=_url_of(listener), command=command)
-        parts.append(part)
-
-    upstreams = [f"--upstream={name}={url}" for name, url in settings.upstream.items()]
+    addresses = {f"goblet-{number + 1}": "127.0.0.1:0" for number in range(settings.nodes)}
+    listeners: dict[str, socket.socket] = {}
     try:
-        for number in range(1, settings.nodes + 1):
-            name = f"goblet-{number}"
-            root = str(data / name)
-            add(
-                name, "127.0.0.1:0", "goblet_node", "--name", name, "--cache-root", root, *upstreams
-            )
-        members = [f"--node={part.name}={part.url}" for part in parts]
-        add(_ROUTER, settings.listen, "goblet_router", "router", *members)
+        for name, address in {**addresses, _ROUTER: settings.listen}.items():
+            listeners[name] = listening_socket(address)
+        cluster = [f"--node={name}={_url_of(listeners[name])}" for name in addresses]
+        cluster += ["--cluster-secret-file", str(secret_in(data))]
     except BaseException:
-        _close_all(parts)
+        for listener in listeners.values():
+            listener.close()
         raise
-    return parts
-
-
-def _close_all(parts: Iterable[Part]) -> None:
-    for part in parts:
-        part.listener.close()
+    upstreams = [f"--upstream={name}={url}" for name, url in settings.upstream.items()]
+    common = ["--join-seconds", f"{_JOIN_WITHIN:g}", *upstreams]
+    commands = {
+        name: ("goblet_node", "--name", name, "--cache-root", str(data / name), *common)
+        for name in addresses
+    }
+    commands[_ROUTER] = ("goblet_router", "router", *upstreams)
+    return [
+        Part(name=name, listener=it, url=_url_of(it), command=(*commands[name], *cluster))
+        for name, it in listeners.items()
+    ]
 
 
 def _start(part: Part) -> Child:
@@ -232,7 +258,8 @@ async def _until_over(
 async def _stop(children: Sequence[Child], grace: float, write_line: Callable[[str], None]) -> None:
     """Ask all to end, and wait for that up to `grace` seconds."""
     for child in children:
-        child.ask_to_stop()
+        # Not SIGTERM, at which nodes hand over what they hold: all go, so nobody takes it.
+        child.ask_to_stop(signal.SIGINT)
     with trio.move_on_after(grace) as waiting:
         for child in children:
             await child.ended()

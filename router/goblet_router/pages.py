@@ -1,32 +1,24 @@
 """The router's own pages: health, metrics, and the ring as JSON."""
 
-import hashlib
 import re
-from collections.abc import Callable
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 
-from goblet_router.health import Health
 from goblet_shared import repo_key
 from goblet_shared.asgi import ASGIApp
 from goblet_shared.errors import BadRequest
-from goblet_shared.ring import SLOTS, Ring, slot_of
+from goblet_shared.members import MemberState
+from goblet_shared.ring import SLOTS, ring_id, slot_of
+from goblet_shared.watch import MemberWatch
 
 # What may be repeated from a Host header into text that people copy to a shell.
 _PLAIN_AUTHORITY = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
 
-def ring_id(ring: Ring) -> str:
-    """Return a short name of a ring: equal exactly for equal members, on every router."""
-    return hashlib.sha256("\n".join(ring.members).encode()).hexdigest()[:12]
-
-
-def build_pages(
-    *, rings: Callable[[], Ring], health: Health, registry: CollectorRegistry
-) -> ASGIApp:
+def build_pages(*, watch: MemberWatch, registry: CollectorRegistry) -> ASGIApp:
     """Return an application for `/`, `/healthz`, `/readyz`, `/metrics` and `/-/`.
 
     It is a bare router: what it raises (BadRequest) goes to whoever called it.
@@ -44,7 +36,7 @@ def build_pages(
         return PlainTextResponse("alive\n")
 
     async def readyz(_: Request) -> Response:
-        if health.has_ready:
+        if any(view.state is MemberState.READY for view in watch.views):
             return PlainTextResponse("ready\n")
         return PlainTextResponse("no cache node is ready: look at /-/ring\n", status_code=503)
 
@@ -52,16 +44,25 @@ def build_pages(
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def show_ring(_: Request) -> Response:
-        ring = rings()
-        members = [{"name": name, "state": health.standing(name).value} for name in ring.members]
-        return JSONResponse({"ring": ring_id(ring), "slots": SLOTS, "members": members})
+        ring = watch.ring
+        members = [
+            {
+                "name": view.name,
+                "url": view.url,
+                "state": view.state.value,
+                "is_on_ring": view.is_on_ring,
+            }
+            for view in watch.views
+        ]
+        shown = {"ring": ring_id(ring), "epoch": watch.epoch, "slots": SLOTS, "members": members}
+        return JSONResponse(shown)
 
     async def locate(request: Request) -> Response:
         repos = request.query_params.getlist("repo")
         if len(repos) != 1:
             raise BadRequest("name one repository: /-/ring/locate?repo=github.com/org/repo")
         key = repo_key.parse(repos[0])
-        owners = list(rings().owners(key))
+        owners = list(watch.ring.owners(key))
         return JSONResponse({"key": key, "slot": slot_of(key), "owners": owners})
 
     return Router(

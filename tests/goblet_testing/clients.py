@@ -7,6 +7,7 @@ ordinary repositories behind, for git to judge.
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -149,15 +150,27 @@ class LibGit2:
         opened.free()
 
 
-@dataclass(frozen=True, slots=True)
 class IsomorphicGit:
-    """isomorphic-git, in a process of node. It speaks version 0 only."""
+    """isomorphic-git, in a process of node. It speaks version 0 only.
 
-    name: str = "isomorphic-git"
-    lacks: Lacks = Lacks(
+    To start it costs more than most clones, so it lives from the first wish until `close`.
+    """
+
+    name = "isomorphic-git"
+    lacks = Lacks(
         cloning=frozenset({"bare", "oid", "thin"}),
         fetching=frozenset({"bare", "oid", "thin"}),
     )
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def close(self) -> None:
+        """End its process, if it has one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def clone(self, url: str, dest: Path, wish: Wish) -> None:
         self._run("clone", dest, wish, url=url)
@@ -178,15 +191,23 @@ class IsomorphicGit:
             "prune": wish.prune or None,
             **more,
         }
-        asked = json.dumps({word: value for word, value in said.items() if value is not None})
-        done = subprocess.run(
-            ["node", str(JAVASCRIPT / "client.mjs"), command, asked],
-            env=hermetic_env(),
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        asked = {word: value for word, value in said.items() if value is not None}
+        if self._process is None:
+            self._process = subprocess.Popen(
+                ["node", str(JAVASCRIPT / "client.mjs")],
+                env=hermetic_env(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([command, asked]), file=self._process.stdin, flush=True)
+        ready, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
+        failure = self._process.stdout.readline() if ready else "no answer in time"
+        if failure != "null\n":
+            self.close()
+        assert failure == "null\n"
 
 
 CLIENTS: tuple[Client, ...] = (Dulwich(version=0), Dulwich(version=2), LibGit2(), IsomorphicGit())

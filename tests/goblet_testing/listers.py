@@ -38,12 +38,13 @@ def grant_to(
 
 
 class FakeLister:
-    """Has one body for all questions, counts them, and can be made to take its time or refuse."""
+    """Has one body for all questions, counts them, and can be made to be slow, fail or refuse."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.asked: list[tuple[str, Sequence[bytes] | None]] = []
         self.refused: set[str | None] = set()
+        self.failure: Exception | None = None
         self.seconds = 0.0
 
     async def ls_refs(
@@ -57,6 +58,8 @@ class FakeLister:
         self.asked.append((grant.key, prefixes))
         body = self.body
         await trio.sleep(self.seconds)
+        if self.failure is not None:
+            raise self.failure
         if grant.authorization in self.refused:
             raise Refused(401, (), b"")
         return read(body)

@@ -101,6 +101,15 @@ class Running:
         """What it wrote to stderr so far."""
         return self._log_file.read_text(errors="replace")
 
+    def check_log(self, *, since: int = 0) -> None:
+        """Hold its log, from character `since` on, to having no traceback in it."""
+        log = self.log[since:]
+        found = log.find("Traceback (")
+        if found >= 0:
+            # The line before names the request; further ones would only bury it.
+            start = log.rfind("\n", 0, max(found - 1, 0)) + 1
+            raise AssertionError(f"in {self._log_file.name}: {log[start : start + 5000]}")
+
     def first_line(self, *, within: float = START_LIMIT) -> str:
         """Return the first line that it writes to stdout.
 
@@ -126,10 +135,19 @@ class Running:
         what = how if code is None else f"ended with {code}"
         return StartFailed(f"{' '.join(self._command)}: {what}\n{self.log[-4000:]}")
 
-    def stop(self, *, number: int = signal.SIGTERM) -> int:
-        """Send the signal, wait, and return the exit code; kill what is not gone in time."""
+    def tell(self, number: int) -> None:
+        """Send the signal, if it runs still, and return at once."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+
+    def stop(self, *, number: int = signal.SIGTERM) -> int:
+        """Send the signal, wait, and return the exit code; kill what is not gone in time."""
+        self.tell(number)
+        return self.end()
+
+    def end(self) -> int:
+        """Wait until it has ended, and return the exit code; kill it if it has not in time."""
+        if self.process.poll() is None:
             try:
                 self.process.wait(STOP_LIMIT)
             except subprocess.TimeoutExpired:
@@ -175,15 +193,25 @@ class Service(Running):
         return read_metrics(self.base)
 
 
+def node_command(name: str, *, listener: socket.socket, cache_root: Path) -> list[str]:
+    """Return the command of a node, without what it knows of others."""
+    command = [sys.executable, "-m", "goblet_node", "--name", name]
+    return [*command, "--listen", f"fd://{listener.fileno()}", "--cache-root", str(cache_root)]
+
+
+def router_command(*, listener: socket.socket) -> list[str]:
+    """Return the command of a router, without its nodes."""
+    command = [sys.executable, "-m", "goblet_router", "router"]
+    return [*command, "--listen", f"fd://{listener.fileno()}"]
+
+
 @contextmanager
 def start_node(
     name: str, *, directory: Path, upstreams: Mapping[str, str], flags: Sequence[str] = ()
 ) -> Iterator[Service]:
     """Run one node, ready, with its cache below `directory`; `upstreams` is name -> base URL."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    command = [sys.executable, "-m", "goblet_node", "--name", name]
-    command += ["--listen", f"fd://{listener.fileno()}"]
-    command += ["--cache-root", str(directory / name)]
+    command = node_command(name, listener=listener, cache_root=directory / name)
     command += [word for pair in upstreams.items() for word in ("--upstream", "=".join(pair))]
     log_file = directory / f"{name}.log"
     with Service([*command, *flags], log_file=log_file, listener=listener) as node:
@@ -197,8 +225,7 @@ def start_router(
 ) -> Iterator[Service]:
     """Run one router, ready, before `nodes` (name -> base URL)."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    command = [sys.executable, "-m", "goblet_router", "router"]
-    command += ["--listen", f"fd://{listener.fileno()}"]
+    command = router_command(listener=listener)
     command += [word for pair in nodes.items() for word in ("--node", "=".join(pair))]
     log_file = directory / "router.log"
     with Service([*command, *flags], log_file=log_file, listener=listener) as router:

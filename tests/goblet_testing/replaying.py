@@ -42,6 +42,8 @@ class Job:
     streams: int = 1
     seconds: float = 1.0
     most: int = 1_000_000
+    status: int = 200
+    """What every answer must have."""
     pause_after: float = 0.0
     """Seconds to wait before the first request, all streams being connected."""
 
@@ -75,7 +77,7 @@ class Replayed:
 
 
 class ReplayFailed(Exception):
-    """An answer was not 200, or broke off."""
+    """An answer had another status than it should, or broke off."""
 
 
 def replay(job: Job) -> Replayed:
@@ -169,7 +171,7 @@ class _Stream:
     def _once(self) -> None:
         self._socket.sendall(self._request)
         status, headers = self._head()
-        if status != 200:
+        if status != self._job.status:
             raise ReplayFailed(f"answered {status} {headers}")
         self.cache = headers.get("goblet-cache")
         if headers.get("transfer-encoding") == "chunked":

@@ -233,7 +233,9 @@ def _importing(
 ) -> Iterator[_Stream]:
     path.parent.mkdir(parents=True, exist_ok=True)
     git("init", "--quiet", "--bare", path)
-    command = ["git", "-c", f"core.compression={compression}", "fast-import"]
+    command = ["git", "-c", f"core.compression={compression}"]
+    # A few objects would lie loose otherwise, and every clone would look for deltas anew.
+    command += ["-c", "fastimport.unpackLimit=0", "fast-import"]
     command += ["--quiet", "--force", f"--depth={depth}"]
     with subprocess.Popen(
         command, cwd=path, env=hermetic_env(), stdin=subprocess.PIPE, stderr=subprocess.PIPE

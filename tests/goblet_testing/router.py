@@ -53,9 +53,10 @@ async def running_router(
 ) -> AsyncIterator[RunningRouter]:
     """Run a router over `nodes` (name to URL) until the block ends.
 
-    It probes once at its start and then not again, unless told.
+    It probes once at its start and then not again, and asks no upstream, unless told.
     """
-    given = {"probe_interval_seconds": 1000.0, "connect_seconds": 2.0, **settings}
+    quiet: dict[str, object] = {"probe_interval_seconds": 1000.0, "bypass": False}
+    given = {**quiet, "connect_seconds": 2.0, **settings}
     listener = listening_socket("127.0.0.1:0")
     port = listener.getsockname()[1]
     registry, stop = CollectorRegistry(), trio.Event()

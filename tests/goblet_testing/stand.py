@@ -33,9 +33,12 @@ class Stand:
         self.node = node
         self.directory = directory
 
-    def url(self, name: str) -> str:
-        """Return the clone URL of the origin's repository at the node."""
-        return self.node.url(f"{HOST}/{name}")
+    def url(self, name: str, *, user: str | None = None) -> str:
+        """Return the clone URL at the node, with the credential of `user` in it if given."""
+        url = self.node.url(f"{HOST}/{name}")
+        if user is not None:
+            url = url.replace("://", f"://{user}:{self.origin.users[user]}@", 1)
+        return url
 
     def direct(self, name: str) -> str:
         """Return its clone URL at the origin itself."""
@@ -57,20 +60,23 @@ class Stand:
         packs = self.origin.packs()
         return [seen for seen in packs if seen.repo == name and _NODE in (seen.agent or "")]
 
-    def warm(self, name: str) -> None:
-        """Return when the node's mirror holds the repository as it is now.
+    def warm(self, name: str, *, user: str | None = None) -> None:
+        """Return when the node's mirror holds the repository as it is now, for all or `user`.
 
         Known by its answer to a full clone, which then is its own.
 
         Raises:
             TimeoutError: it was not its own within `_WARM_WITHIN` seconds.
         """
-        url = self.url(name)
-        wants = sorted(set(asks.ls_refs(url, *MIRRORED).refs.values()) - {"unborn"})
+        url, credential = self.url(name), None
+        if user is not None:
+            credential = (user, self.origin.users[user])
+        refs = asks.ls_refs(url, *MIRRORED, user=credential).refs
+        wants = sorted(set(refs.values()) - {"unborn"})
         deadline = time.monotonic() + _WARM_WITHIN
         cache: str | None = "none"
         while time.monotonic() < deadline:
-            cache = asks.fetch(url, wants).cache
+            cache = asks.fetch(url, wants, user=credential).cache
             if cache not in _NOT_OURS:
                 return
             time.sleep(_POLL)
@@ -78,12 +84,7 @@ class Stand:
 
     def check_log(self, *, since: int = 0) -> None:
         """Hold the node's log, from its character `since` on, to having no traceback in it."""
-        log = self.node.log[since:]
-        found = log.find("Traceback (")
-        if found >= 0:
-            # The line before names the request; further ones would only bury it.
-            start = log.rfind("\n", 0, max(found - 1, 0)) + 1
-            raise AssertionError(f"in the node's log: {log[start : start + 5000]}")
+        self.node.check_log(since=since)
 
     @contextmanager
     def answers_alone(self, name: str) -> Iterator[None]:

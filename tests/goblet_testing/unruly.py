@@ -144,13 +144,18 @@ def cut_after(body: bytes, *, announced: int | None = None) -> Conduct:
 declined = answer(b"", status="503 Service Unavailable", headers={"Goblet-Declined": "draining"})
 
 
+READY = ("200 OK", b"ready\n")
+JOINING = ("503 Service Unavailable", b"joining: nothing was copied yet\n")
+DRAINING = ("404 Not Found", b"draining: until others have what is here\n")
+
+
 class UnrulyNode:
     """A node that listens on loopback and does what `conduct` says; its probes are answered."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
         self.conduct: Conduct = answer()
-        self.is_ready = True
+        self.state = READY
         self.reads_bodies = True
         self.seen: list[Seen] = []
         self.connections = 0
@@ -171,8 +176,7 @@ class UnrulyNode:
                 while True:
                     seen = await _read_head(line, number, count)
                     if seen.target == "/readyz":
-                        status = "200 OK" if self.is_ready else "503 Service Unavailable"
-                        await answer(status=status)(seen, line)
+                        await answer(self.state[1], status=self.state[0])(seen, line)
                         continue
                     count += 1
                     self.seen.append(seen)

@@ -1,6 +1,7 @@
 """Who is asked about, what is remembered, and for how long."""
 
 import gc
+import logging
 
 import pytest
 import trio
@@ -8,7 +9,9 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from goblet_node.access import Access
+from goblet_node.errors import UpstreamDown, UpstreamError, UpstreamTooSlow
 from goblet_node.fill.failures import Refused
+from goblet_node.fill.outages import Outages
 from goblet_node.fill.upstream import Grant
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire.v2_client import Advertisement
@@ -24,12 +27,15 @@ class FakeJudge:
         self.allowed = set(allowed)
         self.questions: list[tuple[str, str | None]] = []
         self.seconds = 0.0
+        self.failure: Exception | None = None
         self._crossed_hosts = crossed_hosts
 
     async def may_read(self, route: Route, authorization: str | None) -> Grant:
         self.questions.append((route.key, authorization))
         verdict = authorization in self.allowed
         await trio.sleep(self.seconds)
+        if self.failure is not None:
+            raise self.failure
         if not verdict:
             raise Refused(401, (), b"")
         return Grant(
@@ -52,9 +58,24 @@ def route_to(repo: str) -> Route:
 REPO = route_to("org/repo")
 
 
-def access_of(judge: FakeJudge, nursery: trio.Nursery, lifetime: float = LIFETIME) -> Access:
+def access_of(
+    judge: FakeJudge,
+    nursery: trio.Nursery,
+    lifetime: float = LIFETIME,
+    *,
+    stale: float = 0.0,
+    stale_after: float = 10.0,
+) -> Access:
     metrics = NodeMetrics(CollectorRegistry())
-    return Access(judge=judge, nursery=nursery, lifetime=lifetime, metrics=metrics)
+    return Access(
+        judge=judge,
+        nursery=nursery,
+        lifetime=lifetime,
+        metrics=metrics,
+        outages=Outages(metrics=metrics),
+        stale=stale,
+        stale_after=stale_after,
+    )
 
 
 async def test_a_yes_is_remembered_for_its_lifetime_and_no_longer(
@@ -172,3 +193,160 @@ async def test_without_a_lifetime_every_request_is_asked(nursery: trio.Nursery) 
     await access.check(REPO, "alice")
     await access.check(REPO, "alice")
     assert len(judge.questions) == 2
+
+
+STALE = 3600.0
+DOWN = UpstreamDown("upstream.test could not be asked: try again later")
+
+
+async def test_while_upstream_is_down_who_was_allowed_is_let_in_within_the_bound(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    assert (await access.check(REPO, "alice")).age is None
+    judge.failure = DOWN
+    await trio.sleep(STALE - 1)
+    grant = await access.check(REPO, "alice")
+    assert (grant.age, grant.authorization) == (STALE - 1, "alice")
+    for repo, who in ((REPO, "bob"), (route_to("org/other"), "alice"), (REPO, None)):
+        with pytest.raises(UpstreamDown):
+            await access.check(repo, who)
+    await trio.sleep(1)
+    with pytest.raises(UpstreamDown):
+        await access.check(REPO, "alice")
+
+
+async def test_without_a_bound_nobody_is_let_in_by_what_was(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=0)
+    await access.check(REPO, "alice")
+    judge.failure = DOWN
+    await trio.sleep(LIFETIME)
+    with pytest.raises(UpstreamDown):
+        await access.check(REPO, "alice")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_no_is_never_answered_by_what_was_and_ends_it(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, status: int
+) -> None:
+    """In whatever spelling it was asked: the repository is one."""
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    for route in (REPO, route_to("org/repo.git")):
+        await access.check(route, "alice")
+    await trio.sleep(LIFETIME)
+    judge.failure = Refused(status, (), b"")
+    with pytest.raises(Refused):
+        await access.check(REPO, "alice")
+    judge.failure = DOWN
+    for route in (REPO, route_to("org/repo.git")):
+        with pytest.raises(UpstreamDown):
+            await access.check(route, "alice")
+
+
+async def test_too_many_requests_end_nothing_and_let_nobody_in(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.failure = Refused(429, (), b"")
+    with pytest.raises(Refused):
+        await access.check(REPO, "alice")
+    judge.failure = UpstreamTooSlow("late")
+    assert (await access.check(REPO, "alice")).age is not None
+
+
+async def test_an_upstream_that_lies_lets_nobody_in_by_what_was(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.failure = UpstreamError("a login page")
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await access.check(REPO, "alice")
+
+
+async def test_a_slow_upstream_is_waited_for_once_and_answers_for_those_who_come_later(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE, stale_after=10)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.seconds = 40.0
+    began = trio.current_time()
+    assert (await access.check(REPO, "alice")).age == LIFETIME + 10
+    assert trio.current_time() - began == 10
+    assert (await access.check(REPO, "alice")).age == LIFETIME + 10
+    assert trio.current_time() - began == 10, "the question is 10 s old already"
+    assert len(judge.questions) == 2
+    await trio.sleep(31)
+    assert (await access.check(REPO, "alice")).age == 51, "what came late is 40 s younger"
+
+
+async def test_an_upstream_that_just_failed_is_given_a_second(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE, stale_after=10)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.seconds, judge.failure = 40.0, UpstreamTooSlow("late")
+    assert (await access.check(REPO, "alice")).age == LIFETIME + 10
+    await trio.sleep(40)
+    began = trio.current_time()
+    assert (await access.check(REPO, "alice")).age is not None
+    assert trio.current_time() - began == 1
+
+
+async def test_who_has_nothing_that_could_stand_in_waits_for_upstream(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    judge.seconds = 40.0
+    access = access_of(judge, nursery, stale=STALE, stale_after=10)
+    assert (await access.check(REPO, "alice")).age is None
+    assert trio.current_time() == 40
+
+
+async def test_an_upstream_that_is_back_is_asked_and_what_is_stale_is_over(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.failure = DOWN
+    assert (await access.check(REPO, "alice")).age is not None
+    judge.failure = None
+    assert (await access.check(REPO, "alice")).age is None
+
+
+async def test_an_outage_is_told_once_a_repository_and_counted_each_time(
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    await access.check(REPO, "alice")
+    await trio.sleep(LIFETIME)
+    judge.failure = DOWN
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            await access.check(REPO, "alice")
+    assert [record.message for record in caplog.records] == [
+        f"{REPO.key} is served as its upstream had it 30 s ago: {DOWN}"
+    ]
+    counted = access._metrics.registry.get_sample_value
+    assert counted("goblet_node_stale_answers_total", {"of": "access"}) == 5
+    assert counted("goblet_node_access_total", {"verdict": "stale"}) == 5

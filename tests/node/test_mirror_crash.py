@@ -178,11 +178,24 @@ def places(tmp_path: Path, count: int) -> Iterator[tuple[int, Path, Path]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Kind.CUT_BEFORE, Kind.CUT_AFTER])
-@pytest.mark.parametrize("seed", range(2))
 def test_a_power_cut_at_any_step_leaves_the_state_before_or_after(
-    story: Story, tmp_path: Path, kind: Kind, seed: int
+    story: Story, tmp_path: Path, kind: Kind
 ) -> None:
     """At every step; unsynced files end anywhere, unsynced names are there or not."""
+    cut_at_every_step(story, tmp_path, kind, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", [Kind.CUT_BEFORE, Kind.CUT_AFTER])
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_ten_further_power_cuts_at_any_step_leave_the_state_before_or_after(
+    story: Story, tmp_path: Path, kind: Kind, seed: int
+) -> None:
+    """What is lost of what was not synced is another part each time."""
+    cut_at_every_step(story, tmp_path, kind, seed=seed)
+
+
+def cut_at_every_step(story: Story, tmp_path: Path, kind: Kind, *, seed: int) -> None:
     steps = steps_of(story, tmp_path)
     for number, root, limbo in places(tmp_path, len(steps)):
         disk = FaultDisk(limbo, fault=Fault(step=number, kind=kind))

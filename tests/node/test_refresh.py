@@ -2,90 +2,27 @@
 
 import gc
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
-import httpx
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 
 from goblet_node.errors import MirrorDamaged, UpstreamError
 from goblet_node.fill import refresh as refresh_module
 from goblet_node.fill.failures import Refused
 from goblet_node.fill.policy import MirrorPolicy, Standing, TooLargeToMirror
-from goblet_node.fill.receive import Receiver
-from goblet_node.fill.refresh import Refresher
-from goblet_node.fill.refs import MIRRORED, Listing, RefsDesk
-from goblet_node.fill.upstream import Grant, Upstream
-from goblet_node.metrics import NodeMetrics
-from goblet_node.mirror.disk import Disk
+from goblet_node.fill.refs import MIRRORED, Listing
 from goblet_node.mirror.log import Mirror
-from goblet_node.mirror.store import MirrorStore
 from goblet_node.wire.refs import ObjectId
 from goblet_node.wire.requests import Fetch
-from goblet_shared.git_route import parse_target
-from goblet_shared.upstreams import Upstreams
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
-from goblet_testing.gitcli import git, refs_of
+from goblet_testing.gitcli import git
+from goblet_testing.housing import REPO, housing
 from goblet_testing.origin import Origin
-from goblet_testing.rooms import room_of
 
 pytestmark = pytest.mark.slow
-
-REPO = "org/repo"
-
-
-class House:
-    """A refresher with all that it needs, and a grant for one repository."""
-
-    def __init__(
-        self,
-        origin: Origin,
-        store: MirrorStore,
-        desk: RefsDesk,
-        refresher: Refresher,
-        grant: Grant,
-    ) -> None:
-        self.origin = origin
-        self.repo = origin.root / f"{REPO}.git"
-        self.store = store
-        self.desk = desk
-        self.refresher = refresher
-        self.grant = grant
-
-    @property
-    def mirror(self) -> Mirror:
-        mirror = self.store.get(self.grant.key)
-        assert mirror is not None
-        return mirror
-
-    async def refresh(self) -> None:
-        """Start a refresh and wait for its end; raise what it failed with."""
-        refresh = self.refresher.start(self.grant)
-        assert refresh is not None
-        await refresh.ended.wait()
-        if refresh.error is not None:
-            raise refresh.error
-
-    async def heard(self, listing: Listing) -> None:
-        """Tell the refresher of a listing, and wait for what that starts."""
-        await self.refresher.heard(self.grant, listing)
-        while (flying := self.refresher.flying(self.grant.key)) is not None:
-            await flying.ended.wait()
-
-    def holds_what_the_origin_has(self) -> bool:
-        """Whether the mirror has the origin's heads and tags, and HEAD."""
-        truth = refs_of(self.origin.url_of(REPO))
-        held = {ref.name.decode(): ref.oid.decode() for ref in self.mirror.refs if ref.oid}
-        return held == {
-            name: oid
-            for name, oid in truth.items()
-            if not (name.endswith("^{}") or name.startswith("refs/pull/"))
-        }
 
 
 @pytest.fixture(scope="module")
@@ -98,57 +35,6 @@ def origin(template: Path, tmp_path: Path) -> Iterator[Origin]:
     shutil.copytree(template, tmp_path / "root" / f"{REPO}.git")
     with Origin(tmp_path / "root") as origin:
         yield origin
-
-
-@asynccontextmanager
-async def housing(
-    origin: Origin, directory: Path, *, policy: MirrorPolicy | None = None
-) -> AsyncIterator[House]:
-    """Put a refresher together as the command line does."""
-    metrics = NodeMetrics(CollectorRegistry())
-    store = MirrorStore(directory / "cache", disk=Disk())
-    store.open()
-    async with (
-        httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None)) as client,
-        trio.open_nursery() as nursery,
-    ):
-        upstream = Upstream(
-            questions=client,
-            packs=client,
-            hosts=Upstreams(allowed=(), mapped={"origin.test": origin.url}),
-            question_timeout=10,
-            first_byte_timeout=10,
-            idle_timeout=10,
-            agent="goblet/test",
-            metrics=metrics,
-        )
-        desk = RefsDesk(upstream=upstream, nursery=nursery)
-        policy = policy or MirrorPolicy()
-        refresher = Refresher(
-            store=store,
-            receiver=Receiver(
-                store=store,
-                upstream=upstream,
-                room=room_of(),
-                workers=anyio.CapacityLimiter(1),
-                max_object_bytes=1 << 30,
-                note_too_large=policy.note_too_large,
-                metrics=metrics,
-            ),
-            desk=desk,
-            nursery=nursery,
-            retry_after_failure=30,
-            policy=policy,
-            metrics=metrics,
-        )
-        route = parse_target(
-            method="GET",
-            raw_path=f"/origin.test/{REPO}.git/info/refs".encode(),
-            query=b"service=git-upload-pack",
-        )
-        yield House(origin, store, desk, refresher, await upstream.may_read(route, None))
-        nursery.cancel_scope.cancel()
-    store.close()
 
 
 async def test_a_mirror_follows_its_origin(origin: Origin, tmp_path: Path) -> None:
@@ -511,3 +397,22 @@ async def test_a_stopping_node_ends_its_refreshes(origin: Origin, tmp_path: Path
     assert refresh.spool.error is not None
     assert list((tmp_path / "cache/scratch").iterdir()) == []
     origin.behave()
+
+
+async def test_it_is_known_when_upstream_last_said_what_a_mirror_has(
+    origin: Origin, tmp_path: Path
+) -> None:
+    async with housing(origin, tmp_path) as house:
+        await house.refresh()
+        first = house.refresher.confirmed(house.mirror)
+        assert first is not None
+        listing = await house.desk.ask(house.grant, MIRRORED)
+        await house.heard(listing)
+        assert house.refresher.confirmed(house.mirror) == listing.begun > first
+        before = house.mirror
+        repos.commit(house.repo, files={"new": "new\n"})
+        await house.refresh()
+        after = house.refresher.confirmed(house.mirror)
+        assert after is not None
+        assert after > listing.begun
+        assert house.refresher.confirmed(before) is None, "its refs are those of another time"

@@ -245,3 +245,45 @@ async def test_long_questions_do_not_fill_the_memory(nursery: trio.Nursery) -> N
     asked = zip(grants, questions, strict=True)
     kept = [grant for grant, question in asked if desk.fresh(grant.key, question)]
     assert kept == grants[-4:]
+
+
+async def test_what_is_asked_anew_is_asked_after_the_call(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Of those who call while another question is under way, all share the next."""
+    lister = FakeLister(body_of("HEAD"))
+    lister.seconds = 10
+    desk = RefsDesk(upstream=lister, nursery=nursery, freshness=60)
+    heard: list[Listing] = []
+
+    async def ask_anew() -> None:
+        heard.append(await desk.ask_anew(grant_to(), MIRRORED))
+
+    async with trio.open_nursery() as asking:
+        asking.start_soon(desk.ask, grant_to(), MIRRORED)
+        await trio.sleep(1)
+        lister.body = body_of("HEAD", digit="2")
+        for _ in range(3):
+            asking.start_soon(ask_anew)
+    assert [listing.tips for listing in heard] == [{oid("2")}] * 3
+    assert len(lister.asked) == 2
+    await ask_anew()
+    assert len(lister.asked) == 3, "nothing is fresh enough"
+
+
+async def test_how_an_older_question_fails_does_not_matter_to_who_asks_anew(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    lister = FakeLister(body_of("HEAD"))
+    lister.seconds = 10
+    lister.refused = {"bad"}
+    desk = RefsDesk(upstream=lister, nursery=nursery)
+    async with trio.open_nursery() as asking:
+
+        async def ask_in_vain() -> None:
+            with pytest.raises(Refused):
+                await desk.ask(grant_to(authorization="bad"), MIRRORED)
+
+        asking.start_soon(ask_in_vain)
+        await trio.sleep(1)
+        assert (await desk.ask_anew(grant_to(), MIRRORED)).tips == {oid("1")}

@@ -11,9 +11,11 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from goblet_node.errors import UpstreamError, UpstreamTooSlow
+from goblet_node.errors import UpstreamDown, UpstreamError, UpstreamResting, UpstreamTooSlow
+from goblet_node.fill.breaker import Breakers, Rules
 from goblet_node.fill.connections import open_client
 from goblet_node.fill.failures import Refused
+from goblet_node.fill.retrying import Backoff
 from goblet_node.fill.upstream import Grant, Upstream
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
@@ -48,9 +50,17 @@ def origin(template: Path, tmp_path: Path) -> Iterator[Origin]:
 
 @asynccontextmanager
 async def asking(
-    origin: Origin | UnrulyNode, *, seconds: float = 10.0, most: int = 10, path: str = ""
+    origin: Origin | UnrulyNode,
+    *,
+    seconds: float = 10.0,
+    pack_seconds: float = 10.0,
+    most: int = 10,
+    path: str = "",
+    tries: int = 1,
+    failures: int = 0,
 ) -> AsyncIterator[Upstream]:
-    """An upstream client of this origin, all of whose limits are `seconds`."""
+    """An upstream client of this origin, all of whose limits are `seconds` but that of a pack."""
+    metrics = NodeMetrics(CollectorRegistry())
     open_one = partial(
         open_client,
         most=most,
@@ -67,8 +77,13 @@ async def asking(
             question_timeout=seconds,
             first_byte_timeout=seconds,
             idle_timeout=seconds,
+            pack_idle_timeout=pack_seconds,
             agent="goblet/test",
-            metrics=NodeMetrics(CollectorRegistry()),
+            breakers=Breakers(
+                rules=Rules(failures=failures, rest=60), metrics=metrics, random=lambda: 0.5
+            ),
+            metrics=metrics,
+            backoff=Backoff(tries=tries, first=0.01),
         )
 
 
@@ -416,3 +431,88 @@ async def test_a_question_lost_on_a_kept_connection_is_asked_again() -> None:
             async with upstream.forward_post(grant, b"0000", {}) as forwarded:
                 assert b"".join([chunk async for chunk in forwarded.body]) == b"0000"
     assert lost == ["GET /org/repo.git" + INFO_REFS, POSTED, POSTED]
+
+
+# An upstream that fails and comes back.
+
+
+@pytest.mark.parametrize("question", ["info-refs", "ls-refs", "fetch"])
+async def test_a_question_that_fails_once_is_asked_again(origin: Origin, question: str) -> None:
+    async with asking(origin, tries=2) as upstream:
+        origin.misbehave(Fault(status=500), kind=question, times=1)  # type: ignore[arg-type]
+        assert await pack_of(upstream, await upstream.may_read(route(), None), origin)
+    assert [seen.status for seen in origin.log].count(500) == 1
+
+
+async def test_an_upstream_that_fails_again_and_again_is_asked_so_often_and_no_more(
+    origin: Origin,
+) -> None:
+    async with asking(origin, tries=3) as upstream:
+        origin.misbehave(Fault(status=500))
+        with pytest.raises(UpstreamDown, match="answered 500"):
+            await upstream.may_read(route(), None)
+        assert len(origin.log) == 3
+        origin.behave()
+        origin.misbehave(Fault(status=404))
+        with pytest.raises(Refused):
+            await upstream.may_read(route(), None)
+    assert len(origin.log) == 4
+
+
+async def test_upstream_is_asked_again_when_it_says_and_not_if_that_is_too_late(
+    origin: Origin,
+) -> None:
+    async with asking(origin, tries=2, seconds=5) as upstream:
+        origin.misbehave(Fault(status=429, retry_after=1), times=1)
+        began = trio.current_time()
+        await upstream.may_read(route(), None)
+        assert trio.current_time() - began >= 1
+        origin.misbehave(Fault(status=503, retry_after=30))
+        with pytest.raises(UpstreamDown):
+            await upstream.may_read(route(), None)
+    assert len(origin.log) == 3
+
+
+async def test_an_upstream_that_is_gone_is_left_alone(tmp_path: Path) -> None:
+    with Origin(tmp_path) as gone:
+        pass
+    async with asking(gone, failures=2) as upstream:
+        for _ in range(2):
+            with pytest.raises(UpstreamDown, match="could not be asked"):
+                await upstream.may_read(route(), None)
+        with pytest.raises(UpstreamResting, match="is not asked for"):
+            await upstream.may_read(route(), None)
+        counted = upstream._metrics.registry.get_sample_value
+    name = "goblet_node_upstream_requests_total"
+    assert counted(name, {"question": "access", "outcome": "not-asked"}) == 1
+
+
+async def test_an_upstream_that_tells_of_its_progress_for_ever_is_too_slow() -> None:
+    async def chatter(_: Seen, line: Line) -> None:
+        await line.send(head("200 OK", {"Transfer-Encoding": "chunked"}))
+        packets = encode(b"packfile\n")
+        while True:
+            await line.send(b"%x\r\n%b\r\n" % (len(packets), packets))
+            packets = encode(b"\x02Counting objects...\r") + encode(b"\x01")
+            await trio.sleep(0.05)
+
+    async with unruly_node() as node, asking(node, pack_seconds=0.3) as upstream:
+        node.conduct = telling({"fetch": chatter})
+        grant = await upstream.may_read(route(), None)
+        with trio.fail_after(5), pytest.raises(UpstreamTooSlow):
+            await fetch_one(upstream, grant)
+
+
+async def test_a_pack_that_comes_slowly_is_waited_for() -> None:
+    """Longer in all than it may be silent, but never silent so long."""
+
+    async def trickle(_: Seen, line: Line) -> None:
+        await line.send(head("200 OK", {"Transfer-Encoding": "chunked"}))
+        for packet in (encode(b"packfile\n"), *[encode(b"\x01PACK")] * 8, b"0000"):
+            await line.send(b"%x\r\n%b\r\n" % (len(packet), packet))
+            await trio.sleep(0.1)
+        await line.send(b"0\r\n\r\n")
+
+    async with unruly_node() as node, asking(node, pack_seconds=0.5) as upstream:
+        node.conduct = telling({"fetch": trickle})
+        await fetch_one(upstream, await upstream.may_read(route(), None))

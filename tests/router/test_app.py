@@ -217,3 +217,28 @@ async def test_refusals_are_counted_by_status() -> None:
         await router.client.get("/github.com/org/repo/HEAD")
         labels = {"endpoint": "none", "status": "400"}
         await until(lambda: router.metric("answers_total", **labels) == 1)
+
+
+async def test_ensure_goes_to_the_owner_as_it_came() -> None:
+    """With the caller's credential, which the owner checks; a proof of membership stays here."""
+    target = "/-/ensure?repo=https%3A%2F%2FGitHub.com%2Forg%2Frepo.git&ref=refs/heads/main"
+    async with unruly_node() as node, running_router({"a": node.url}) as router:
+        node.conduct = answer(b"not yet", status="409 Conflict")
+        got = await router.client.post(
+            target, headers={"Authorization": "Basic eA==", "Goblet-Peer": "1.x"}
+        )
+        assert (got.status_code, got.content) == (409, b"not yet")
+        assert got.headers["goblet-node"] == "a"
+        assert (node.seen[0].method, node.seen[0].target) == ("POST", target)
+        assert node.seen[0].header("authorization") == "Basic eA=="
+        assert node.seen[0].header("goblet-peer") is None
+        # Counted a moment after the client has its answer.
+        await until(lambda: router.metric("answers_total", endpoint="ensure", status="409") == 1)
+
+
+@pytest.mark.parametrize("question", ["", "?repo=h.org/a&repo=h.org/b", "?repo=..", "?ref=main"])
+async def test_ensure_of_what_is_not_one_repository_costs_no_node_anything(question: str) -> None:
+    async with unruly_node() as node, running_router({"a": node.url}) as router:
+        got = await router.client.post(f"/-/ensure{question}")
+        assert got.status_code == 400
+        assert not node.seen

@@ -57,3 +57,25 @@ def test_every_setting_explains_itself() -> None:
     for name, field in RouterSettings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong", "why"),
+    [
+        ("spread_factor", 0.9, "1 or more, or 0"),
+        ("spread_after", 0, "greater than or equal to 1"),
+        ("mode", "forward", "'proxy' or 'redirect'"),
+        ("workers", 0, "greater than or equal to 1"),
+        ("advertise", {"a": "ftp://h"}, "the URL of node a"),
+    ],
+)
+def test_what_makes_no_sense_of_the_data_path_is_refused(
+    setting: str, wrong: object, why: str
+) -> None:
+    with pytest.raises(ValidationError, match=why):
+        RouterSettings.model_validate({setting: wrong})
+
+
+def test_a_spread_can_be_switched_off_or_as_tight_as_the_mean() -> None:
+    for factor in (0, 1, 1.0):
+        assert RouterSettings(spread_factor=factor).spread_factor == factor

@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblet_router.headers import for_client, for_node, may_outgrow, request_id
-from goblet_shared.contract import NodeName
+from goblet_router.headers import (
+    for_client,
+    for_node,
+    for_upstream,
+    from_upstream,
+    may_outgrow,
+    redirected,
+    request_id,
+)
+from goblet_shared.contract import PEER_HEADER, NodeName
 
 NODE = NodeName("goblet-2")
 
@@ -67,6 +75,42 @@ def test_the_peer_is_added_behind_what_earlier_proxies_said() -> None:
 def test_host_and_expect_are_not_the_clients_to_say() -> None:
     named = dict(to_node((b"Host", b"goblet:8080"), (b"Expect", b"100-continue")))
     assert named.keys() == {b"x-request-id"}
+
+
+def test_a_proof_of_being_a_member_is_never_passed_on() -> None:
+    """A client that has read one could have it carried to another node."""
+    assert PEER_HEADER not in dict(to_node((b"Goblet-Peer", b"1700000000.abcdef")))
+    assert PEER_HEADER not in dict(for_upstream([(b"Goblet-Peer", b"1700000000.abcdef")]))
+
+
+@given(fields)
+def test_an_upstream_gets_nothing_that_it_has_no_use_for(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    needed = [(b"Authorization", b"Basic x"), (b"Git-Protocol", b"version=2")]
+    sent = for_upstream([*headers, *needed, (b"Content-Length", b"7")])
+    assert {(name.lower(), value) for name, value in needed} <= set(sent)
+    assert {name for name, _ in sent} <= {
+        *(b"accept", b"accept-encoding", b"accept-language", b"authorization", b"pragma"),
+        *(b"content-encoding", b"content-length", b"content-type", b"git-protocol"),
+        *(b"transfer-encoding", b"user-agent"),
+    }
+
+
+@given(fields)
+def test_an_upstreams_answer_says_once_that_it_passed_by(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    got = from_upstream([*headers, (b"Goblet-Cache", b"whole"), (b"Set-Cookie", b"a=b")])
+    assert [value for name, value in got if name == b"goblet-cache"] == [b"bypass"]
+    assert b"set-cookie" not in dict(got)
+
+
+def test_a_redirect_is_not_remembered() -> None:
+    assert redirected(b"http://n/x") == [
+        (b"location", b"http://n/x"),
+        (b"cache-control", b"no-store"),
+    ]
 
 
 def test_a_length_is_passed_on() -> None:

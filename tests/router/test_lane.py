@@ -3,21 +3,36 @@
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
+from goblet_router.answer import Answer
 from goblet_router.body import ReplayableBody
 from goblet_router.errors import AnswerCut, FailureKind, NodeFailed, StaleConnection
-from goblet_router.lane import Answer, Ask, Lane, Limits
+from goblet_router.lane import Ask, Lane, Limits
 from goblet_shared.asgi import Message
 from goblet_shared.contract import ROUTER_KEEPALIVE_EXPIRY, NodeName
-from goblet_shared.members import Member
+from goblet_shared.members import Member, MemberState
 from goblet_testing import unruly
 from goblet_testing.router import until
-from goblet_testing.unruly import Line, Seen, UnrulyNode, answer, cut_after, unruly_node
+from goblet_testing.unruly import (
+    DRAINING,
+    JOINING,
+    READY,
+    Line,
+    Seen,
+    UnrulyNode,
+    answer,
+    cut_after,
+    head,
+    unruly_node,
+)
 
 NODE = NodeName("goblet-1")
 
@@ -32,13 +47,14 @@ def ask(target: bytes = b"/x", *, body: ReplayableBody | None = None) -> Ask:
 
 
 @asynccontextmanager
-async def lane_to(url: str, **limits: float) -> AsyncIterator[Lane]:
-    chosen = {"connections": 10, "connect": 0.2, "first_byte": 5.0, "idle": 5.0, **limits}
+async def lane_to(url: str, may_end: bool = False, /, **limits: float) -> AsyncIterator[Lane]:
+    chosen = {"connections": 10, "connect": 2.0, "first_byte": 5.0, "idle": 5.0, **limits}
     lane = Lane(
         Member(name=NODE, url=url),
         limits=Limits(**chosen),  # type: ignore[arg-type]
-        tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        tls=ssl.create_default_context,
         on_stale=lambda: None,
+        may_end_by_close=may_end,
     )
     try:
         yield lane
@@ -82,6 +98,45 @@ async def test_a_refused_connection_says_so() -> None:
     assert failure.is_suspicious
 
 
+async def test_a_certificate_that_nobody_vouches_for_gets_no_request(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-subj", "/CN=127.0.0.1", "-days", "1"]
+    await trio.run_process(
+        [*command, "-keyout", key, "-out", certificate], capture_stderr=True, check=True
+    )
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(certificate, key)
+    heard = []
+
+    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with suppress(trio.BrokenResourceError):
+            heard.append(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        listening = partial(trio.serve_ssl_over_tcp, serve, 0, ours, host="127.0.0.1")
+        (listener,) = await nursery.start(listening)
+        port = listener.transport_listener.socket.getsockname()[1]
+        async with lane_to(f"https://127.0.0.1:{port}") as lane:
+            failure = await failure_of(lane)
+        nursery.cancel_scope.cancel()
+    assert (failure.kind, heard) == (FailureKind.UNREACHABLE, [])
+    assert str(failure).startswith("goblet-1: its certificate is not valid (self-signed")
+
+
+async def test_a_node_that_answers_tls_in_plain_text_is_told_from_one_that_is_down() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(head("400 Bad Request", {}))
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        async with lane_to(f"https://127.0.0.1:{listener.socket.getsockname()[1]}") as lane:
+            failure = await failure_of(lane)
+        nursery.cancel_scope.cancel()
+    assert str(failure) == "goblet-1: it does not speak TLS as it should"
+
+
 async def test_a_node_whose_accept_queue_is_full_is_unreachable() -> None:
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
@@ -89,7 +144,7 @@ async def test_a_node_whose_accept_queue_is_full_is_unreachable() -> None:
         for filler in (first, second):
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
-        async with lane_to(f"http://127.0.0.1:{full.getsockname()[1]}") as lane:
+        async with lane_to(f"http://127.0.0.1:{full.getsockname()[1]}", connect=0.2) as lane:
             failure = await failure_of(lane)
     assert str(failure) == "goblet-1: no connection in 0.2 s"
 
@@ -121,7 +176,7 @@ async def test_what_is_not_http_is_a_failure() -> None:
 
 
 async def test_when_all_connections_are_in_use_the_node_is_busy_and_not_suspect() -> None:
-    async with node_and_lane(connections=1) as (_, lane):
+    async with node_and_lane(connections=1, connect=0.5) as (_, lane):
         held = await lane.begin(ask())
         failure = await failure_of(lane)
         assert (failure.kind, failure.is_suspicious) == (FailureKind.BUSY, False)
@@ -149,13 +204,62 @@ async def test_an_answer_left_half_read_closes_its_connection_and_leaves_nothing
         await until(lambda: node.hang_ups)
 
 
-async def test_a_probe_believes_only_a_200() -> None:
+async def test_a_probe_hears_what_a_node_says_of_itself() -> None:
     async with node_and_lane() as (node, lane):
-        assert await lane.probe()
-        node.is_ready = False
-        assert not await lane.probe()
+        for node.state, state in (
+            (READY, MemberState.READY),
+            (JOINING, MemberState.JOINING),
+            (DRAINING, MemberState.DRAINING),
+            (("200 OK", b"<html>"), None),
+            (("200 OK", b"ready" + b"x" * 100_000), None),
+            (("500 Internal Server Error", b"ready"), None),
+        ):
+            assert await lane.probe() is state
     async with lane_to("http://127.0.0.1:1") as lane:
-        assert not await lane.probe()
+        assert await lane.probe() is None
+
+
+@pytest.mark.parametrize("may_end_by_close", [False, True])
+async def test_an_answer_that_only_ends_with_its_connection_is_whole_for_upstreams_alone(
+    may_end_by_close: bool,
+) -> None:
+    """A node that is killed closes its connections too."""
+
+    async def close_delimited(_: Seen, line: Line) -> None:
+        await line.send(head("200 OK", {}) + b"pack")
+        await line.stream.aclose()
+
+    async with unruly_node() as node, lane_to(node.url, may_end_by_close) as lane:
+        node.conduct = close_delimited
+        got = await lane.begin(ask())
+        assert await got.next_chunk() == b"pack"
+        if may_end_by_close:
+            assert await got.next_chunk() is None
+        else:
+            with pytest.raises(AnswerCut, match="without saying that it was whole"):
+                await got.next_chunk()
+        await got.aclose()
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+async def test_an_answer_that_has_no_body_needs_no_end(status: str) -> None:
+    async def bare(_: Seen, line: Line) -> None:
+        await line.send(head(status, {}))
+
+    async with node_and_lane() as (node, lane):
+        node.conduct = bare
+        got = await lane.begin(ask())
+        assert await got.next_chunk() is None
+        await got.aclose()
+
+
+async def test_a_lane_that_was_closed_serves_on_and_keeps_no_connection() -> None:
+    async with node_and_lane() as (node, lane):
+        under_way = await lane.begin(ask())
+        await lane.aclose()
+        await finish(under_way)
+        await finish(await lane.begin(ask()))
+        await until(lambda: node.hang_ups == 2)
 
 
 async def test_a_503_is_declined_only_if_it_says_so() -> None:

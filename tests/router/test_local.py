@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from goblet_router.local import LocalSettings, clone_command, data_directory
+from goblet_router.local import LocalSettings, clone_command, data_directory, secret_in
+from goblet_shared.cluster_secret import ClusterSecret
+from goblet_shared.errors import GobletError
 from goblet_testing.router import http_client
 
 
@@ -34,6 +37,22 @@ def test_the_clone_command_names_the_first_upstream_or_github() -> None:
     base = "http://127.0.0.1:8080"
     assert clone_command(base, []) == f"git clone {base}/github.com/<owner>/<repo>"
     assert clone_command(base, ["a.test", "b"]) == f"git clone {base}/a.test/<owner>/<repo>"
+
+
+def test_a_secret_is_made_once_for_this_user_alone(tmp_path: Path) -> None:
+    made = secret_in(tmp_path / "data")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    ClusterSecret.read(made)  # it is long enough
+    content = made.read_bytes()
+    assert secret_in(tmp_path / "data") == made
+    assert made.read_bytes() == content
+
+
+def test_where_no_secret_can_be_made_that_is_said(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    with pytest.raises(GobletError, match=r"file/cluster-secret cannot be made: "):
+        secret_in(blocked)
 
 
 class Up:
@@ -134,7 +153,13 @@ class TestTogether:
         async with ready(tmp_path, "--nodes", "2", *UPSTREAM) as it:
             children = it.children()
             assert sorted(children) == ["goblet-1", "goblet-2", "router"]
-            assert sorted(os.listdir(tmp_path)) == ["goblet-1", "goblet-2"]
+            assert sorted(os.listdir(tmp_path)) == ["cluster-secret", "goblet-1", "goblet-2"]
+            async with http_client(it.url) as client:
+                members = (await client.get("/-/ring")).json()["members"]
+            assert [(member["name"], member["state"]) for member in members] == [
+                ("goblet-1", "ready"),
+                ("goblet-2", "ready"),
+            ]
             it.process.send_signal(number)
             with trio.fail_after(15):
                 assert await it.process.wait() == 0
@@ -174,9 +199,8 @@ class TestTogether:
     async def test_a_node_that_cannot_start_is_shown_with_its_last_words(
         self, tmp_path: Path
     ) -> None:
-        blocked = tmp_path / "file"
-        blocked.write_text("not a directory")
-        async with up(blocked, "--nodes", "1", *UPSTREAM) as it:
+        (tmp_path / "goblet-1").write_text("not a directory")
+        async with up(tmp_path, "--nodes", "1", *UPSTREAM) as it:
             with trio.fail_after(30):
                 assert await it.process.wait() == 1
             await it.logged("goblet: goblet-1 ended with exit code 1 before it was ready")

@@ -91,6 +91,27 @@ async def test_an_answer_that_breaks_off_is_cut_and_never_tried_again(
         assert it.router.metric("forwarded_total", node=it.names[0], outcome="cut") == 2
 
 
+async def test_a_torn_answer_to_http_1_0_is_reset_and_does_not_end_as_a_whole_one() -> None:
+    """Its end is the connection's end: nginx asks so unless it is told otherwise."""
+    async with stand() as it:
+        it.nodes[0].conduct = cut_after(b"half")
+        with pytest.raises(trio.BrokenResourceError):
+            await it.router.exchange(f"GET {REFS} HTTP/1.0\r\nHost: goblet\r\n\r\n".encode())
+        it.nodes[0].conduct = answer_in_chunks(b"whole")
+        got = await it.router.exchange(f"GET {REFS} HTTP/1.0\r\nHost: goblet\r\n\r\n".encode())
+        assert got.endswith(b"\r\n\r\nwhole")
+
+
+def answer_in_chunks(body: bytes) -> unruly.Conduct:
+    """Answer in full, without a length."""
+
+    async def conduct(_: Seen, line: Line) -> None:
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        await line.send(head("200 OK", {"Transfer-Encoding": "chunked"}) + framed)
+
+    return conduct
+
+
 async def test_an_answer_that_stops_in_the_middle_is_cut_after_the_idle_limit() -> None:
     async with stand(idle_seconds=0.1, first_byte_seconds=50) as it:
 

@@ -4,6 +4,7 @@ What several tests read is made once a test run; who changes a repository takes
 a copy.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from goblet_testing.origin import Origin
 from goblet_testing.repos import make_large, make_repo
+from goblet_testing.stand import Stand, start_stand
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +46,25 @@ def origin(shared_root: Path) -> Iterator[Origin]:
     users = {"alice": "wonder", "bob": "builder"}
     with Origin(shared_root, users=users, private={"secret/repo": {"alice"}}) as origin:
         yield origin
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """An origin with alice and bob, and a node; `template` is a repository to copy.
+
+    For tests that have repositories of their own and need nothing special of the node.
+    """
+    directory = tmp_path_factory.mktemp("stand")
+    make_repo(directory / "root/template.git")
+    with start_stand(directory, users={"alice": "wonder", "bob": "builder"}) as stand:
+        yield stand
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, stand: Stand) -> Iterator[str]:
+    """A repository of the test's own at the stand's origin, which behaves again afterwards."""
+    name = "org/" + re.sub("[^a-z0-9_]+", "-", request.node.name)
+    stand.copy(name, "template")
+    yield name
+    stand.origin.behave()
+    stand.origin.private.pop(name, None)

@@ -126,9 +126,61 @@ def test_growth_is_measured() -> None:
     assert row["answers"]["full"]["node, first"]["bytes"] > 100_000
 
 
+def test_a_change_of_members_is_measured() -> None:
+    """The smallest run: one node, and another that joins it."""
+    flags = ("--nodes", "1", "--clients", "2", "--seconds", "0.2", "--only", "join, warm")
+    measured = line_of("rebalance.py", "--repos", "9", *flags)
+    (change,) = measured["changes"].values()
+    assert change["moved"]["least"] == 0.5
+    assert change["moved"]["repos"] > 0
+    assert change["moved"]["copied"] == round(9 * change["moved"]["repos"])
+    assert change["moved"]["copied_bytes"] == change["moved"]["repo_bytes"]
+    assert change["seen"]["clones"] > 0
+    assert len(measured["verdicts"]) == 3
+
+
+def test_the_spread_over_nodes_is_measured_beside_other_hashings(tmp_path: Path) -> None:
+    """The smallest run: two rings, 1,000 repositories, all four placements."""
+    plot = tmp_path / "spread.svg"
+    flags = ("--repos", "1000", "--sizes", "3", "5", "--plot", str(plot))
+    measured = line_of("ring_distribution.py", *flags)
+    assert {row["nodes"] for row in measured["repositories"]} == {3, 5}
+    for row in measured["repositories"]:
+        assert all(1 <= row[name] < 5 for name in ("goblet", "uhashring", "HAProxy", "rendezvous"))
+    assert all(verdict["passes"] for verdict in measured["verdicts"])
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+
+
+def test_looking_up_owners_is_measured() -> None:
+    measured = line_of("lookup.py", "--repos", "100", "--rounds", "1", "--sizes", "3")
+    (ring,) = measured["rings"]
+    assert all(value > 0 for value in ring.values())
+
+
 def test_a_selected_answer_is_measured_beside_gits() -> None:
     """The smallest run: every request answered by both, with the same objects."""
     line = json.loads(run_bench("selected.py", "--commits", "250", "-n", "1").stdout)
     assert set(line["answers"]) >= {"full clone", "one behind", "depth 1", "blob:none"}
     for answer in line["answers"].values():
         assert answer["goblet"]["objects"] == answer["git_with_bitmaps"]["objects"]
+
+
+def test_what_stands_before_a_node_is_measured_beside_the_node() -> None:
+    """The smallest run: everybody asked at least once."""
+    size = ("--commits", "20", "--files", "5")
+    flags = (*size, "--seconds", "0", "--streams", "2", "--workers", "1")
+    fronts = line_of("router_overhead.py", *flags)["fronts"]
+    assert set(fronts) == {"refs, 1", "clone, 1", "refs, 2", "clone, 2"}
+    assert {"node alone", "router"} <= set(fronts["clone, 2"])
+    assert set(fronts["refs, 1"]) - set(fronts["clone, 1"]) == {"router, redirect"}
+    assert len({front["bytes"] for front in fronts["clone, 1"].values()}) == 1
+
+
+@pytest.mark.soak
+def test_the_heat_of_one_repository_is_measured() -> None:
+    flags = ("--commits", "20", "--files", "5", "--seconds", "0.3")
+    measured = line_of("heat.py", *flags)
+    assert set(measured["rushes"]) == {"spread", "without spread"}
+    for rush in measured["rushes"].values():
+        assert len(rush["cpu_seconds"]) == 3
+        assert rush["upstream_packs"] == 0

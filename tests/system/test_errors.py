@@ -27,7 +27,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """An origin with alice and bob, and a node; each test has repositories of its own."""
     directory = tmp_path_factory.mktemp("errors")
     repos.make_repo(directory / f"root/{TEMPLATE}.git", commits=25)
-    flags = ["--access-seconds", "0", "--retry-refresh-seconds", "0"]
+    flags = ["--access-seconds", "0", "--retry-refresh-seconds", "0", "--breaker-failures", "0"]
     with start_stand(directory, users=USERS, flags=flags) as stand:
         yield stand
 
@@ -153,7 +153,7 @@ def test_an_upstream_that_is_down(stand: Stand, tmp_path: Path, version: str) ->
         (Fault(status=500), "remote: 127.0.0.1 answered 500: try again later"),
         (Fault(html=True), "remote: 127.0.0.1 answers what git would not"),
         (Fault(redirect_to="http://elsewhere.test/x"), "is not among the upstreams"),
-        (Fault(status=429, retry_after=7), "error: 429"),
+        (Fault(status=429, retry_after=700), "error: 429"),
     ],
     ids=["broken", "captive", "redirecting", "busy"],
 )

@@ -15,6 +15,7 @@ from goblet_testing.clients import (
     CLIENTS,
     INFINITE,
     Client,
+    IsomorphicGit,
     Wish,
     is_able,
     keep_apart_from_this_machine,
@@ -98,6 +99,15 @@ def _hermetic(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     monkeypatch.delenv("http_proxy", raising=False)
     keep_apart_from_this_machine()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    """Let no client outlive the tests."""
+    yield
+    for client in CLIENTS:
+        if isinstance(client, IsomorphicGit):
+            client.close()
 
 
 def must_be_there(client: Client) -> None:

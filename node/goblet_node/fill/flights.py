@@ -13,6 +13,7 @@ V = TypeVar("V")
 
 class _Flight(Generic[V]):
     def __init__(self) -> None:
+        self.began = trio.current_time()
         self.landed = trio.Event()
         self.answer: V
         self.error: Exception | None = None
@@ -33,6 +34,11 @@ class Flights(Generic[K, V]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._flying
+
+    def age(self, key: K) -> float:
+        """Return for how many seconds the flight of `key` is under way, 0 if there is none."""
+        flight = self._flying.get(key)
+        return 0.0 if flight is None else trio.current_time() - flight.began
 
     async def join(self, key: K, fly: Callable[[], Awaitable[V]]) -> V:
         """Wait for the flight of `key`, starting one with `fly` if there is none.

@@ -1,7 +1,8 @@
 """What is read of an upstream's answer: headers that may be passed on, and its body."""
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 
 import httpx
 import trio
@@ -81,3 +82,47 @@ async def let_go(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None
         with suppress(httpx.HTTPError, httpx.StreamError):
             async for _ in chunks:
                 pass
+
+
+class Silence:
+    """How long to wait for the next piece of an answer: measured in waiting, not in our own work.
+
+    `of_pack` bounds the waiting since the last piece of the pack itself: an upstream
+    that only ever tells of its progress would otherwise hold a repository's refresh.
+    """
+
+    def __init__(self, limit: float, *, of_pack: float = math.inf) -> None:
+        self._limit = limit
+        self._of_pack = of_pack
+        self._waited = 0.0
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Raise trio.TooSlowError where the block takes longer than may be waited now."""
+        began = trio.current_time()
+        with trio.fail_after(min(self._limit, max(0.0, self._of_pack - self._waited))):
+            yield
+        self._waited += trio.current_time() - began
+
+    def is_broken(self) -> None:
+        """Begin anew, since a piece of the pack has come."""
+        self._waited = 0.0
+
+
+async def in_time(
+    response: httpx.Response, chunks: AsyncIterator[bytes], silence: Silence
+) -> AsyncGenerator[bytes]:
+    """Yield what comes, each piece in time; the connection is released in the end.
+
+    Raises trio.TooSlowError.
+    """
+    try:
+        while True:
+            # No yield inside the deadline: it would bound our consumer too.
+            with silence.bounded():
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        await let_go(response, chunks)

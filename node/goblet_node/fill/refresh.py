@@ -9,6 +9,7 @@ which clients follow while it grows.
 import logging
 import math
 from collections.abc import Callable, Collection
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import trio
@@ -35,6 +36,19 @@ log = logging.getLogger(__name__)
 LISTING_LIFETIME = 5.0
 # Of how many mirrors it is remembered which listing they follow.
 MAX_FOLLOWED = 65_536
+
+
+class Copies(Protocol):
+    """Who brings mirrors from other members of the cluster: the Copier."""
+
+    def is_under_way(self, key: RepoKey) -> bool:
+        """Say whether a mirror is being asked for or copied."""
+
+    async def bring(self, key: RepoKey) -> Mirror | None:
+        """Copy a mirror from whoever has it; None if nobody could give it."""
+
+    def begin(self, key: RepoKey) -> None:
+        """Do the same, without being waited for."""
 
 
 class Refresh:
@@ -67,6 +81,7 @@ class Refresher:
         policy: MirrorPolicy,
         metrics: NodeMetrics,
         discard: Callable[[RepoKey], None] = lambda _: None,
+        copies: Copies | None = None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         """Run refreshes in `nursery`, of the repositories that `policy` allows.
@@ -74,7 +89,8 @@ class Refresher:
         A repository whose refresh failed, for all that is known not of its credential, is
         not tried again for `retry_after_failure` seconds: meanwhile its clients are forwarded.
         `discard` is called, in a thread, with the repository of a mirror that was
-        dropped: what was made of it is not to be trusted. `clock` is the desk's, too.
+        dropped: what was made of it is not to be trusted. `copies` brings mirrors from
+        other members, None if there are none. `clock` is the desk's, too.
         """
         self._store = store
         self._receiver = receiver
@@ -84,12 +100,15 @@ class Refresher:
         self._policy = policy
         self._metrics = metrics
         self._discard = discard
+        self._copies = copies
         self._clock = clock
         # All mutable state. Changed only between awaits, so no lock is needed.
         self._flying: dict[RepoKey, Refresh] = {}
         self._next: dict[RepoKey, Refresh] = {}  # begin when the one that flies has ended
         self._failed_at: dict[RepoKey, float] = {}
         self._follows: dict[RepoKey, float] = {}  # when the listing was begun that is the newest
+        # What the refs were of a mirror, and when the listing was begun that said them last.
+        self._confirmed: dict[RepoKey, tuple[str, float]] = {}
         self._agrees: WeakKeyDictionary[Mirror, bytes] = WeakKeyDictionary()  # with which digest
         self._brought: Flights[tuple[RepoKey, frozenset[ObjectId]], None] = Flights(nursery)
 
@@ -106,10 +125,22 @@ class Refresher:
         if self._begins(key, fetch):
             self._policy.note_forwarded(key)
 
-    def start(self, grant: Grant, listing: Listing | None = None) -> Refresh | None:
+    def confirmed(self, mirror: Mirror) -> float | None:
+        """Return when upstream was last asked that said the refs which a mirror has.
+
+        In seconds of the node's clock; None if it was not since the node started.
+        """
+        refs, begun = self._confirmed.get(mirror.key, (None, None))
+        return begun if refs == _content_of(mirror) else None
+
+    def start(
+        self, grant: Grant, listing: Listing | None = None, *, insist: bool = False
+    ) -> Refresh | None:
         """Return a refresh that brings a mirror to what its upstream has, starting one if needed.
 
-        None if there may be none: soon after a failure, or where the policy says so.
+        None if there may be none: soon after a failure, unless the caller does `insist`,
+        where the policy says so, or while a mirror is copied from another member, since
+        all of it would come twice.
         `listing` is what upstream just said, if that is known: when the refresh under
         way is of an older one, the next one after it is returned. A refresh belongs to
         the node: it goes on when the caller leaves, and its failure is nobody's
@@ -118,7 +149,8 @@ class Refresher:
         key = grant.key
         flying, following = self._flying.get(key), self._next.get(key)
         if flying is None:
-            return self._launch(Refresh(grant, listing)) if self._may_start(key) else None
+            may = self._may_start(key, insist=insist)
+            return self._launch(Refresh(grant, listing)) if may else None
         if listing is None or not _is_older(flying, listing):
             return following or flying
         if following is None:
@@ -126,6 +158,15 @@ class Refresher:
         elif _is_older(following, listing):
             following.grant, following.listing = grant, listing
         return following
+
+    async def copied(self, key: RepoKey) -> None:
+        """Return when another member has given its mirror of a cold repository, or none can.
+
+        At once if its first fetch is under way: a member would give no more. Cancelling
+        the caller stops its waiting, not the copy.
+        """
+        if self._copies is not None and key not in self._flying:
+            await self._copies.bring(key)
 
     async def bring(self, grant: Grant, oids: Collection[ObjectId]) -> None:
         """Fetch objects into a mirror that is there, though no ref that it holds reaches them.
@@ -149,7 +190,11 @@ class Refresher:
         """
         key = grant.key
         mirror = self._store.get(key)
-        if mirror is None or self._is_outdated(key, listing):
+        if mirror is None:
+            if self._copies is not None and key not in self._flying:
+                self._copies.begin(key)
+            return
+        if self._is_outdated(key, listing):
             return
         if self._agrees.get(mirror) != listing.digest:
             # In a thread: the first look at a mirror reads the disk, and to compare
@@ -161,6 +206,7 @@ class Refresher:
                 return
             self._agrees[mirror] = listing.digest
         self._note_followed(key, listing)
+        self._note_confirmed(mirror, listing)
 
     async def drop(self, mirror: Mirror, damage: MirrorDamaged) -> None:
         """Have a damaged mirror deleted, so that the next clone fills it anew; log it.
@@ -186,12 +232,15 @@ class Refresher:
         told = self._desk.told(key, within=math.inf)
         return begins_a_fetch(fetch, told.tips if told is not None else None)
 
-    def _may_start(self, key: RepoKey) -> bool:
+    def _may_start(self, key: RepoKey, *, insist: bool) -> bool:
+        is_cold = self._store.get(key) is None
+        if is_cold and self._copies is not None and self._copies.is_under_way(key):
+            return False
         failed_at = self._failed_at.get(key)
         has_just_failed = (
             failed_at is not None and self._clock() - failed_at < self._retry_after_failure
         )
-        return not has_just_failed and self._policy.may_mirror(key)
+        return (insist or not has_just_failed) and self._policy.may_mirror(key)
 
     def _launch(self, refresh: Refresh) -> Refresh:
         self._flying[refresh.key] = refresh
@@ -260,6 +309,15 @@ class Refresher:
         if len(self._follows) > MAX_FOLLOWED:
             del self._follows[next(iter(self._follows))]
 
+    def _note_confirmed(self, mirror: Mirror, listing: Listing) -> None:
+        before = self._confirmed.pop(mirror.key, None)
+        refs, begun = _content_of(mirror), listing.begun
+        if before is not None and before[0] == refs:
+            begun = max(begun, before[1])
+        self._confirmed[mirror.key] = (refs, begun)
+        if len(self._confirmed) > MAX_FOLLOWED:
+            del self._confirmed[next(iter(self._confirmed))]
+
     async def _bring_up_to_date(self, refresh: Refresh) -> None:
         listing = refresh.listing = await self._listing(refresh)
         wanted = listing.mirrored
@@ -271,6 +329,9 @@ class Refresher:
             refresh.announced.set()
 
         await self._receiver.refs(refresh.grant, wanted, follow=follow)
+        mirror = self._store.get(refresh.key)
+        if mirror is not None:
+            self._note_confirmed(mirror, listing)
 
     async def _listing(self, refresh: Refresh) -> Listing:
         """Return what a refresh brings its mirror to: what a client was just told, if one was.
@@ -288,6 +349,11 @@ class Refresher:
         if known is not None and known.refs:
             return known
         return await self._desk.ask(refresh.grant, MIRRORED)
+
+
+def _content_of(mirror: Mirror) -> str:
+    """Return what tells a mirror's refs from others: the checksum in the name of their file."""
+    return mirror.current.refs_file.rpartition("-")[2]
 
 
 def _is_the_callers(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Everybody who asks here holds a grant, so all may see what one of them was told.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -18,6 +19,7 @@ from goblet_node.fill.upstream import Grant
 from goblet_node.mirror.refs import tips
 from goblet_node.wire.refs import ObjectId, Ref
 from goblet_node.wire.v2_client import parse_ls_refs
+from goblet_shared.errors import GobletError
 from goblet_shared.repo_key import RepoKey
 
 # What a mirror holds. Other refs (refs/pull/*, refs/merge-requests/*,
@@ -154,14 +156,20 @@ class RefsDesk:
 
     def fresh(self, key: RepoKey, question: Question) -> Listing | None:
         """Return a kept listing that covers `question` and is fresh, if there is one."""
-        if not self._freshness:
-            return None
+        return self.kept(key, question, within=self._freshness) if self._freshness else None
+
+    def kept(self, key: RepoKey, question: Question, *, within: float) -> Listing | None:
+        """Return a kept listing that covers `question` and is less than `within` seconds old."""
         kept = self._kept.get(key, _NOTHING)
         newest = _newest(kept[asked] for asked in (question, None) if asked in kept)
-        if newest is None or self.age_of(newest) >= self._freshness:
+        if newest is None or self.age_of(newest) >= within:
             return None
         self._kept.move_to_end(key)
         return newest
+
+    def asked_for(self, key: RepoKey, question: Question) -> float:
+        """Return for how many seconds upstream has been asked this, 0 if it is not."""
+        return self._flights.age((key, question))
 
     def told(self, key: RepoKey, *, within: float) -> Listing | None:
         """Return what was said of a repository last, with all that a mirror holds.
@@ -195,6 +203,21 @@ class RefsDesk:
             except Refused:
                 if leads:
                     raise
+
+    async def ask_anew(self, grant: Grant, question: Question) -> Listing:
+        """Return what `ask` does, of a question that was begun after this call.
+
+        One that is under way is waited for, so that upstream is not asked twice at once:
+        what it brings, or how it fails, says nothing of what was pushed since it began.
+        """
+        called = self._clock()
+        key = (grant.key, question)
+        while key in self._flights:
+            with suppress(GobletError):
+                listing = await self.ask(grant, question)
+                if listing.begun > called:
+                    return listing
+        return await self.ask(grant, question)
 
     async def _ask(self, grant: Grant, question: Question) -> Listing:
         begun = self._clock()

@@ -1,6 +1,15 @@
 """Smart HTTP to the origin."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -8,13 +17,15 @@ from typing import TypeVar
 import httpx
 import trio
 
-from goblet_node.errors import UpstreamError, UpstreamTooSlow
+from goblet_node.errors import UpstreamError, UpstreamResting, UpstreamTooSlow
+from goblet_node.fill.breaker import Breakers
 from goblet_node.fill.connections import send
 from goblet_node.fill.failures import Refused, host_of, refusal_of, translated, unexpected
-from goblet_node.fill.reading import as_sent, collect, let_go, passed
+from goblet_node.fill.reading import Silence, as_sent, collect, in_time, passed
+from goblet_node.fill.retrying import USUAL, Backoff, retried
 from goblet_node.metrics import NodeMetrics
 from goblet_node.wire import v2_client
-from goblet_node.wire.fetch_reader import Batch, FetchEvent, FetchReader
+from goblet_node.wire.fetch_reader import Batch, FetchEvent, FetchReader, PackData
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route
 from goblet_shared.repo_key import RepoKey
@@ -42,6 +53,7 @@ class Grant:
 
     `authorization` is what `url` may be asked with: None for an anonymous caller,
     and None when a redirect led to another host, where a credential must not go.
+    `age` is how many seconds ago upstream said so, if it cannot be asked now.
     """
 
     key: RepoKey
@@ -49,6 +61,7 @@ class Grant:
     authorization: str | None = field(repr=False)
     crossed_hosts: bool
     advertisement: v2_client.Advertisement
+    age: float | None = None
 
     @property
     def can_be_mirrored(self) -> bool:
@@ -82,17 +95,23 @@ class Upstream:
         question_timeout: float,
         first_byte_timeout: float,
         idle_timeout: float,
+        pack_idle_timeout: float,
         agent: str,
+        breakers: Breakers,
         metrics: NodeMetrics,
+        backoff: Backoff = USUAL,
+        random: Callable[[], float] = random.random,
     ) -> None:
         """Take two open clients that have no read timeout of their own.
 
         Access checks and refs are asked for with `questions`, which is done with each
         in bounded time. Whatever is passed on at the pace of who reads it goes through
         `packs`: however many stall there, an access check finds a connection.
-        `question_timeout` bounds a whole small question, `first_byte_timeout` the
-        wait for the head of a pack's answer, `idle_timeout` that for each further
-        piece of it: all in seconds.
+        `question_timeout` bounds a whole small question with all of its tries,
+        `first_byte_timeout` the wait for the head of a pack's answer, `idle_timeout` that
+        for each further piece of it, `pack_idle_timeout` that for the next piece of the pack
+        itself, whatever is said of its progress meanwhile: all in seconds. `random` gives
+        0 to 1.
         """
         self._questions = questions
         self._packs = packs
@@ -100,8 +119,12 @@ class Upstream:
         self._question_timeout = question_timeout
         self._first_byte_timeout = first_byte_timeout
         self._idle_timeout = idle_timeout
+        self._pack_idle_timeout = pack_idle_timeout
         self._agent = agent
+        self._breakers = breakers
         self._metrics = metrics
+        self._backoff = backoff
+        self._random = random
 
     async def may_read(self, route: Route, authorization: str | None) -> Grant:
         """Ask the repository's info/refs with a caller's own credential.
@@ -109,26 +132,38 @@ class Upstream:
         Raises Refused with upstream's own answer if it says no, HostNotAllowed,
         and UpstreamError if it cannot say.
         """
-        first = url = self._hosts.repository_url(route.key, dot_git=route.dot_git)
-        with self._translated(url, "access"), trio.fail_after(self._question_timeout):
-            for _ in range(MAX_REDIRECTS + 1):
-                crossed = origin_of(url) != origin_of(first)
-                headers = self._headers(None if crossed else authorization)
-                async with self._asked(_info_refs(url, headers)) as response:
-                    if response.has_redirect_location:
-                        url = self._follow(url, response.headers.get("location", ""))
-                        continue
-                    if response.status_code != 200:
-                        raise await refusal_of(response)
-                    body = await collect(response, MAX_ADVERTISEMENT, or_cut=True)
-                    return Grant(
-                        key=route.key,
-                        url=url,
-                        authorization=None if crossed else authorization,
-                        crossed_hosts=crossed,
-                        advertisement=v2_client.parse_advertisement(body),
-                    )
-            raise UpstreamError(f"{host_of(first)} redirected {MAX_REDIRECTS} times: giving up")
+        first = self._hosts.repository_url(route.key, dot_git=route.dot_git)
+        deadline = trio.current_time() + self._question_timeout
+
+        async def ask() -> Grant:
+            with self._translated(first, "access"):
+                return await self._grant(route.key, first, authorization, deadline)
+
+        return await self._retried(ask, deadline)
+
+    async def _grant(
+        self, key: RepoKey, first: str, authorization: str | None, deadline: float
+    ) -> Grant:
+        url = first
+        for _ in range(MAX_REDIRECTS + 1):
+            crossed = origin_of(url) != origin_of(first)
+            held = None if crossed else authorization
+            request = _info_refs(url, self._headers(held))
+            async with self._asked(key, url, request, deadline) as response:
+                if response.has_redirect_location:
+                    url = self._follow(url, response.headers.get("location", ""))
+                    continue
+                if response.status_code != 200:
+                    raise await refusal_of(response)
+                body = await collect(response, MAX_ADVERTISEMENT, or_cut=True)
+                return Grant(
+                    key=key,
+                    url=url,
+                    authorization=held,
+                    crossed_hosts=crossed,
+                    advertisement=v2_client.parse_advertisement(body),
+                )
+        raise UpstreamError(f"{host_of(first)} redirected {MAX_REDIRECTS} times: giving up")
 
     async def ls_refs(
         self, grant: Grant, prefixes: Sequence[bytes] | None, *, read: Callable[[bytes], T]
@@ -142,16 +177,21 @@ class Upstream:
         question = v2_client.encode_ls_refs_request(
             prefixes=prefixes, unborn=unborn, agent=self._agent
         )
-        with self._translated(grant.url, "ls-refs"), trio.fail_after(self._question_timeout):
-            headers = self._headers(grant.authorization)
-            async with self._asked(_upload_pack(grant.url, headers, question)) as response:
-                if response.status_code != 200:
-                    raise await refusal_of(response)
-                body = await collect(response, MAX_LISTING)
-                if len(body) <= READ_AT_ONCE:
-                    return read(body)
-            # Outside of the exchange: upstream's connection need not wait for us.
-            return await trio.to_thread.run_sync(read, body)
+        deadline = trio.current_time() + self._question_timeout
+
+        async def ask() -> T:
+            with self._translated(grant.url, "ls-refs"):
+                request = _upload_pack(grant.url, self._headers(grant.authorization), question)
+                async with self._asked(grant.key, grant.url, request, deadline) as response:
+                    if response.status_code != 200:
+                        raise await refusal_of(response)
+                    body = await collect(response, MAX_LISTING)
+                    if len(body) <= READ_AT_ONCE:
+                        return read(body)
+                # Outside of the exchange: upstream's connection need not wait for us.
+                return await trio.to_thread.run_sync(read, body)
+
+        return await self._retried(ask, deadline)
 
     async def fetch(
         self, grant: Grant, *, wants: Sequence[ObjectId], haves: Sequence[ObjectId]
@@ -166,17 +206,17 @@ class Upstream:
         question = v2_client.encode_fetch_request(wants=wants, haves=haves, agent=self._agent)
         reader = FetchReader()
         request = _upload_pack(grant.url, self._headers(grant.authorization), question)
-        async with self._begun(grant.url, "pack", request) as response:
+        async with self._begun(grant, "pack", request) as response:
             with self._translated(grant.url, None):
-                if response.status_code != 200:
-                    with trio.fail_after(self._idle_timeout):
-                        raise await refusal_of(response)
-                async with aclosing(self._in_time(response, as_sent(response))) as chunks:
+                silence = Silence(self._idle_timeout, of_pack=self._pack_idle_timeout)
+                async with aclosing(in_time(response, as_sent(response), silence)) as chunks:
                     batch = Batch(reader)
                     async for chunk in chunks:
                         failure = batch.take(chunk)
                         if failure or batch.size >= BATCH or not _has_more(response):
                             for event in batch.events():
+                                if isinstance(event, PackData):
+                                    silence.is_broken()
                                 yield event
                         if failure is not None:
                             raise failure
@@ -193,7 +233,7 @@ class Upstream:
         Raises UpstreamError if that is none that git can use.
         """
         request = _upload_pack(grant.url, self._headers(grant.authorization, headers), body)
-        async with self._begun(grant.url, "pack", request) as response:
+        async with self._begun(grant, "pack", request, is_clients=True) as response:
             yield self._answer(grant, response)
 
     @asynccontextmanager
@@ -205,43 +245,57 @@ class Upstream:
         Raises UpstreamError if that is none that git can use.
         """
         request = _info_refs(grant.url, self._headers(grant.authorization, headers))
-        async with self._begun(grant.url, "info-refs", request) as response:
+        async with self._begun(grant, "info-refs", request, is_clients=True) as response:
             yield self._answer(grant, response)
 
+    async def _retried(self, ask: Callable[[], Awaitable[T]], deadline: float) -> T:
+        return await retried(ask, deadline=deadline, backoff=self._backoff, random=self._random)
+
     @asynccontextmanager
-    async def _asked(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
-        """Ask a small question; the caller bounds its time and translates what is raised."""
-        response = await send(self._questions, request)
-        try:
-            yield response
-        finally:
-            await response.aclose()
+    async def _asked(
+        self, key: RepoKey, url: str, request: httpx.Request, deadline: float
+    ) -> AsyncIterator[httpx.Response]:
+        """Ask a small question about a repository, and be done with its answer by `deadline`."""
+        # The breaker is told of all that goes wrong, so each of these is within it.
+        with self._breakers.watching(url, key), translated(url), trio.fail_at(deadline):
+            response = await send(self._questions, request)
+            try:
+                yield response
+            finally:
+                await response.aclose()
 
     @asynccontextmanager
     async def _begun(
-        self, url: str, question: str, request: httpx.Request
+        self, grant: Grant, question: str, request: httpx.Request, *, is_clients: bool = False
     ) -> AsyncIterator[httpx.Response]:
-        """Ask for what may be long, and wait no longer than allowed for its head."""
-        with self._translated(url, question), trio.fail_after(self._first_byte_timeout):
-            response = await send(self._packs, request)
+        """Ask for what may be long, and wait no longer than allowed for its head.
+
+        What is the client's own question gets upstream's answer whatever it is, others
+        raise unless its status is 200.
+        """
+        url, deadline = grant.url, trio.current_time() + self._first_byte_timeout
+
+        async def ask() -> httpx.Response:
+            with (
+                self._translated(url, question),
+                self._breakers.watching(url, grant.key, is_clients=is_clients),
+                translated(url),
+                trio.fail_at(deadline),
+            ):
+                response = await send(self._packs, request)
+                if is_clients or response.status_code == 200:
+                    return response
+                try:
+                    with trio.fail_after(self._idle_timeout):
+                        raise await refusal_of(response)
+                finally:
+                    await response.aclose()
+
+        response = await self._retried(ask, deadline)
         try:
             yield response
         finally:
             await response.aclose()
-
-    async def _in_time(
-        self, response: httpx.Response, chunks: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes]:
-        try:
-            while True:
-                # No yield inside the deadline: it would bound our consumer too.
-                with trio.fail_after(self._idle_timeout):
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            await let_go(response, chunks)
 
     def _answer(self, grant: Grant, response: httpx.Response) -> Answer:
         if response.status_code < 200 or response.is_redirect:
@@ -250,7 +304,8 @@ class Upstream:
 
         async def body() -> AsyncGenerator[bytes]:
             with self._translated(grant.url, None):
-                async with aclosing(self._in_time(response, response.aiter_raw())) as chunks:
+                silence = Silence(self._idle_timeout)
+                async with aclosing(in_time(response, response.aiter_raw(), silence)) as chunks:
                     async for chunk in chunks:
                         yield chunk
 
@@ -294,6 +349,9 @@ class Upstream:
             raise
         except UpstreamTooSlow:
             outcome = "too-slow"
+            raise
+        except UpstreamResting:
+            outcome = "not-asked"
             raise
         finally:
             if question is not None:

@@ -31,6 +31,11 @@ class CacheRoot:
         return self.path / "lock"
 
     @property
+    def marker(self) -> Path:
+        """The file that says under which name the node of this root was ready before."""
+        return self.path / "was-ready"
+
+    @property
     def mirrors(self) -> Path:
         """Mirrors, one directory each, fanned out over 256 directories."""
         return self.path / "mirrors"

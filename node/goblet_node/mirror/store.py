@@ -1,7 +1,7 @@
 """All mirrors of one cache root: find them, make them grow, recover them after a crash.
 
-Plain synchronous code. What touches the disk (`open`, `commit`, `replace`, `renew`,
-`drop`, `evict`, `sweep`, `note_uses`, `new_scratch`, `discard_scratch`) is run in a
+Plain synchronous code. What touches the disk (`open`, `commit`, `adopt`, `replace`,
+`renew`, `drop`, `evict`, `sweep`, `note_uses`, `new_scratch`, `discard_scratch`) is run in a
 thread by the caller; everything else reads memory only.
 """
 
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from goblet_node.errors import DiskFailed
+from goblet_node.mirror.adopt import plan_adoption
 from goblet_node.mirror.commit import Commit, changes, plan_commit, plan_join, plan_renewal
 from goblet_node.mirror.disk import Disk, reading
 from goblet_node.mirror.durable import clear_leftovers, make_durable
@@ -194,6 +195,23 @@ class MirrorStore:
             )
             return self._put(commit, base=now, refs=tuple(refs), earlier=now, used_at=None)
 
+    def adopt(self, copied: Manifest, refs: bytes, *, used_at: float | None = None) -> Mirror:
+        """Make a mirror that was copied from another node one of this root, durably; return it.
+
+        `copied` was checked, its log's files lie in a scratch and are moved from there;
+        `refs` is its refs file. `used_at` is its last use, None if that is now. If this
+        raises, the repository is cold still.
+
+        Raises:
+            MirrorMoved: it has a mirror by now.
+            DiskFailed: the disk refused.
+        """
+        with self._turns.alone(copied.key):
+            self._still(copied.key, None)
+            directory = self._root.directory_of(copied.key)
+            commit = plan_adoption(copied, refs, directory=directory)
+            return self._put(commit, base=None, refs=None, earlier=None, used_at=used_at)
+
     def replace(self, base: Mirror, first: int, last: int, joined: Intake) -> Mirror:
         """Put `joined` in the place of the segments of `base` from `first` up to `last`, durably.
 
@@ -293,13 +311,14 @@ class MirrorStore:
         commit: Commit,
         *,
         base: Mirror | None,
-        refs: tuple[Ref, ...],
+        refs: tuple[Ref, ...] | None,
         earlier: Mirror | None,
         used_at: float | None,
     ) -> Mirror:
         """Make a commit durable, and its mirror the current one in the place of `base`.
 
-        `earlier` is a mirror of the same log; `used_at` the last use, None if that is now.
+        Refs that are not at hand (None) are read when they are asked for. `earlier` is a
+        mirror of the same log; `used_at` the last use, None if that is now.
         """
         key = commit.manifest.key
         try:

@@ -1,16 +1,16 @@
 """Tell a client what the refs are, and what may be asked, in either dialect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol
 
 from goblet_node.fill.refs import Listing, Question, RefsDesk, question_for
+from goblet_node.fill.stale import StaleRefs
 from goblet_node.fill.upstream import Answer, Grant
 from goblet_node.serve.listed import ListedRefs
 from goblet_node.serve.reply import NOT_TO_BE_KEPT, RESULT, Reply
 from goblet_node.wire import v2
 from goblet_node.wire.requests import LsRefs
-from goblet_shared import contract
 
 # Features of v2 `fetch` that we may offer: those whose requests we read. Offered
 # only where upstream has them too, since it may be the one to answer.
@@ -43,6 +43,7 @@ class Advertiser:
         *,
         agent: str,
         desk: RefsDesk,
+        stale: StaleRefs,
         listed: ListedRefs,
         refresher: Hearer,
         upstream: Forwarder,
@@ -50,6 +51,7 @@ class Advertiser:
         """Call ourselves `agent`."""
         self._agent = agent
         self._desk = desk
+        self._stale = stale
         self._listed = listed
         self._refresher = refresher
         self._upstream = upstream
@@ -81,28 +83,31 @@ class Advertiser:
             body = v2.encode_advertisement(agent=self._agent, features=features)
             await reply.whole(200, [_ADVERTISEMENT, *NOT_TO_BE_KEPT], body)
         else:
-            listing, age = await self._listing(grant, None)
+            listing = await self._listing(grant, None, reply)
             body = await self._listed.advertisement(listing, version=version)
-            await reply.whole(200, [_ADVERTISEMENT, *age, *NOT_TO_BE_KEPT], body)
+            await reply.whole(200, [_ADVERTISEMENT, *NOT_TO_BE_KEPT], body)
 
     async def ls_refs(self, request: LsRefs, grant: Grant, reply: Reply) -> None:
         """Answer version 2's ls-refs."""
-        listing, age = await self._listing(grant, question_for(request.prefixes))
+        listing = await self._listing(grant, question_for(request.prefixes), reply)
         body = await self._listed.ls_refs(listing, request)
-        await reply.whole(200, [RESULT, *age, *NOT_TO_BE_KEPT], body)
+        await reply.whole(200, [RESULT, *NOT_TO_BE_KEPT], body)
 
-    async def _listing(
-        self, grant: Grant, question: Question
-    ) -> tuple[Listing, Sequence[tuple[bytes, bytes]]]:
-        """Return what upstream says its refs are, and the header that says how old that is."""
-        listing = self._desk.fresh(grant.key, question)
-        age: Sequence[tuple[bytes, bytes]] = ()
+    async def _listing(self, grant: Grant, question: Question, reply: Reply) -> Listing:
+        """Return what upstream says its refs are; have the reply say how old that is."""
+        listing, is_stale = self._desk.fresh(grant.key, question), False
+        # Whatever let the caller in: it is the refs that the answer tells.
+        reply.age = None
         if listing is None:
-            listing = await self._desk.ask(grant, question)
+            listing, is_stale = await self._stale.ask(grant, question)
+            if is_stale:
+                reply.age = self._desk.age_of(listing)
+                reply.note = "stale: upstream is down"
         else:
-            age = [(contract.AGE_HEADER, b"%d" % self._desk.age_of(listing))]
-        await self._refresher.heard(grant, listing)
-        return listing, age
+            reply.age = self._desk.age_of(listing)
+        if not is_stale:
+            await self._refresher.heard(grant, listing)
+        return listing
 
     async def _forward(self, headers: Mapping[str, str], grant: Grant, reply: Reply) -> None:
         passed = {"accept-encoding": "identity", **headers}

@@ -60,8 +60,12 @@ class Answerer:
         selector: Selector,
         cold: Cold,
         refresh_wait: float,
+        copy_wait: float = 0.0,
     ) -> None:
-        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want."""
+        """Wait at most `refresh_wait` seconds for a refresh that may bring an unknown want.
+
+        And `copy_wait` for a mirror that another member of the cluster may have.
+        """
         self._store = store
         self._refresher = refresher
         self._phrasing = phrasing
@@ -70,6 +74,7 @@ class Answerer:
         self._selector = selector
         self._cold = cold
         self._refresh_wait = refresh_wait
+        self._copy_wait = copy_wait
 
     async def answer_at_hand(self, asked: Asked, grant: Grant, reply: Reply) -> bool:
         """Answer a fetch from memory, waiting for nobody but the client; return whether it was."""
@@ -115,6 +120,7 @@ class Answerer:
     async def _answer_here(self, asked: Asked, grant: Grant, reply: Reply) -> str | None:
         """Answer from what is here, or return why that cannot be."""
         tried = Tried.NOTHING
+        began = trio.current_time()
         while True:
             mirror = self._store.get(grant.key)
             phrased = await self._phrase(asked, grant, mirror)
@@ -122,7 +128,7 @@ class Answerer:
                 if mirror is not None:
                     self._store.touch(grant.key)
                 return None
-            if mirror is None and await self._is_there_by_now(phrased.fetch, grant):
+            if mirror is None and await self._is_there_by_now(phrased.fetch, grant, since=began):
                 continue
             spool, chosen = await self._plan(asked.fetch, phrased.fetch, mirror, grant, tried)
             match chosen:
@@ -237,8 +243,13 @@ class Answerer:
             reply,
         )
 
-    async def _is_there_by_now(self, said: Fetch, grant: Grant) -> bool:
-        """Wait for what a clone of a cold repository could follow; say if a mirror has come."""
+    async def _is_there_by_now(self, said: Fetch, grant: Grant, *, since: float) -> bool:
+        """Wait for what can be had of a cold repository; say if a mirror has come.
+
+        That is another member's mirror, or else, for a clone, a first fetch to follow.
+        """
+        with trio.move_on_at(since + self._copy_wait):
+            await self._refresher.copied(grant.key)
         flying = self._refresher.flying(grant.key)
         if said.is_plain and flying is not None:
             await flying.announced.wait()

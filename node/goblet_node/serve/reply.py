@@ -52,6 +52,7 @@ class Reply:
         self.cache: str | None = None
         self.sent = 0
         self._length: int | None = None  # that the client was told
+        self.age: float | None = None  # in seconds, of what upstream said and is answered with
         self.note = ""  # for the log: why it was answered in this way
 
     @property
@@ -83,6 +84,8 @@ class Reply:
         told: list[tuple[bytes, bytes]] = []
         if length is not None:
             told.append((b"content-length", b"%d" % length))
+        if self.age is not None:
+            told.append((contract.AGE_HEADER, b"%d" % self.age))
         if cache is not None:
             self._metrics.packs.labels(cache).inc()
             told.append((contract.CACHE_HEADER, cache.encode()))
