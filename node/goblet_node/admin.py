@@ -36,11 +36,16 @@ class Mirrors(Protocol):
 
 
 def build_admin(
-    *, mirrors: Mirrors, discard: Callable[[RepoKey], None], secret: ClusterSecret | None
+    *,
+    mirrors: Mirrors,
+    discard: Callable[[RepoKey], None],
+    secret: ClusterSecret | None,
+    forget: Callable[[RepoKey], None] = lambda _: None,
 ) -> list[Route]:
     """Return the routes `GET /-/mirrors` and `POST /-/purge?repo=`.
 
     `discard` deletes what was made of a mirror, its recordings; it is called in a thread.
+    `forget` is called before: what is purged is not to come back from elsewhere.
     """
 
     async def show(_: Request) -> Response:
@@ -49,6 +54,7 @@ def build_admin(
     async def purge(request: Request) -> Response:
         key = _repo_of(request)
         held = mirrors.sizes().get(key)
+        forget(key)
         try:
             await trio.to_thread.run_sync(mirrors.drop, key)
         finally:

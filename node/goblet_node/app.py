@@ -134,18 +134,9 @@ class Node:
         self, route: Route, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
     ) -> None:
         must_be_served(route)
-        authorization = _authorization(scope)
-        grant = await self._access.check(route, authorization)
+        grant = await self._access.check(route, _authorization(scope))
         reply.age = grant.age
-        try:
-            await self._serve(route, grant, scope, receive, reply)
-        except Refused as exc:
-            # Upstream changed its mind: what was remembered of it is not true any more.
-            if exc.status != 429:
-                self._access.forget(route, authorization)
-            raise
-        if reply.status in (401, 403, 404):
-            self._access.forget(route, authorization)
+        await self._serve(route, grant, scope, receive, reply)
 
     async def _ensure(
         self, ensured: Ensured, scope: asgi.Scope, receive: asgi.Receive, reply: Reply
@@ -266,7 +257,10 @@ def _remembering(parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 def _authorization(scope: asgi.Scope) -> str | None:
     credential = asgi.header(scope, b"authorization")
-    return credential.decode("latin-1") if credential is not None else None
+    # Upstream is asked over connections that all callers share.
+    if credential is None or asgi.is_of_a_connection(credential):
+        return None
+    return credential.decode("latin-1")
 
 
 def _hints(exc: GobletError) -> Sequence[tuple[bytes, bytes]]:

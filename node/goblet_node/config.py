@@ -104,8 +104,9 @@ class NodeSettings(MemberSettings, UpstreamSettings):
         "of its progress meanwhile.",
     )
     ensure_seconds: Seconds = Field(
-        300.0,
-        description="The longest that POST /-/ensure waits for a mirror to have what it names.",
+        240.0,
+        description="The longest that POST /-/ensure waits for a mirror to have what it names. "
+        "Less than the routers' first_byte_seconds, after which they ask the next node.",
     )
     refresh_wait_seconds: Seconds = Field(
         60.0,

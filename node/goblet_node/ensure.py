@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl
 import trio
 
 from goblet_node.access import Access
-from goblet_node.fill.failures import Refused
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.refs import MIRRORED, Listing, RefsDesk, question_for
 from goblet_node.fill.upstream import Grant
@@ -124,12 +123,7 @@ class Ensurer:
         began = time.monotonic()
         with trio.move_on_after(self._within):
             grant = await self._access.check(asked.route, authorization)
-            try:
-                refs = await self._brought(asked, grant)
-            except Refused as exc:
-                if exc.status != 429:
-                    self._access.forget(asked.route, authorization)
-                raise
+            refs = await self._brought(asked, grant)
             return {
                 "repo": asked.route.key,
                 "refs": {name.decode(errors="replace"): oid.decode() for name, oid in refs.items()},

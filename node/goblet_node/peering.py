@@ -89,6 +89,9 @@ def build_peering(
         return Response(offer, media_type="application/octet-stream")
 
     async def take(request: Request) -> Response:
+        if request.method != "POST":
+            check_administrator(request.scope, secret)
+            return JSONResponse({"awaited": sorted(taker.awaited)})
         async with bodies.reading(request.receive, encoding=None) as body:
             check_administrator(request.scope, secret, body)
             source, keys = await trio.to_thread.run_sync(_told, body)
@@ -99,7 +102,7 @@ def build_peering(
     return [
         Route("/-/peer/mirrors", partial(_answered, list_mirrors)),
         Route("/-/peer/mirror", partial(_answered, describe)),
-        Route("/-/peer/take", partial(_answered, take), methods=["POST"]),
+        Route("/-/peer/take", partial(_answered, take), methods=["GET", "POST"]),
         Route("/-/peer/file", _Files(store=store, secret=secret, metrics=metrics)),
     ]
 

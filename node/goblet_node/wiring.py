@@ -21,6 +21,7 @@ from goblet_node.ensure import Ensurer
 from goblet_node.fill.breaker import Breakers
 from goblet_node.fill.breaker import Rules as BreakerRules
 from goblet_node.fill.connections import open_client
+from goblet_node.fill.grants import Grants
 from goblet_node.fill.outages import Outages
 from goblet_node.fill.policy import MirrorPolicy
 from goblet_node.fill.receive import Receiver
@@ -56,6 +57,7 @@ class Filling:
     """Where bytes come from."""
 
     upstream: Upstream
+    grants: Grants
     desk: RefsDesk
     refresher: Refresher
     outages: Outages
@@ -102,6 +104,7 @@ def build_filling(
 ) -> Filling:
     """Return the room `fill`."""
     settings, policy = base.settings, base.policy
+    grants = Grants()
     upstream = Upstream(
         questions=questions,
         packs=packs,
@@ -118,6 +121,7 @@ def build_filling(
         backoff=Backoff(tries=settings.upstream_tries),
         agent=AGENT,
         metrics=base.metrics,
+        refused=grants.refused,
     )
     desk = RefsDesk(
         upstream=upstream,
@@ -147,6 +151,7 @@ def build_filling(
     )
     return Filling(
         upstream=upstream,
+        grants=grants,
         desk=desk,
         refresher=refresher,
         outages=Outages(metrics=base.metrics),
@@ -229,6 +234,7 @@ def build_node(base: Base, filling: Filling, cluster: Cluster | None, life: Life
     metrics.count_mirrors_with(lambda: len(store.keys()))
     access = Access(
         judge=filling.upstream,
+        grants=filling.grants,
         nursery=base.nursery,
         lifetime=settings.access_seconds,
         metrics=metrics,
@@ -267,13 +273,11 @@ def build_node(base: Base, filling: Filling, cluster: Cluster | None, life: Life
 def _routes(base: Base, cluster: Cluster | None) -> list[BaseRoute]:
     """Return the endpoints for operators, and those for other members."""
     store, secret = base.store, base.secret
-    routes: list[BaseRoute] = []
-    routes += build_admin(mirrors=store, discard=base.recordings.discard, secret=secret)
-    if cluster is not None:
-        routes += build_peering(
-            store=store, taker=cluster.taker, secret=secret, metrics=base.metrics
-        )
-    return routes
+    admin = partial(build_admin, mirrors=store, discard=base.recordings.discard, secret=secret)
+    if cluster is None:
+        return [*admin()]
+    peering = build_peering(store=store, taker=cluster.taker, secret=secret, metrics=base.metrics)
+    return [*admin(forget=cluster.copier.forget), *peering]
 
 
 def _status(base: Base) -> dict[str, object]:

@@ -6,22 +6,28 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
 import httpx
 import trio
 
+from goblet_shared import repo_key
 from goblet_shared.cluster_secret import ClusterSecret
 from goblet_shared.contract import NodeName
-from goblet_shared.errors import GobletError
-from goblet_shared.members import Member, is_node_name, members_of
+from goblet_shared.errors import BadRequest, GobletError
+from goblet_shared.members import Member, MemberState, is_node_name, members_of
 from goblet_shared.repo_key import RepoKey, host_of, url_path
 from goblet_shared.ring import Ring
 
 # A credential helper may ask a keyring that is locked, and wait for ever.
 _CREDENTIAL_WITHIN = 30.0
 _SHOWN = 300
+_ASKED_AGAIN_AFTER = 1.0
+
+# What is raised by taking JSON of somebody else for ours.
+_NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, BadRequest)
 
 
 class AskFailed(GobletError):
@@ -76,10 +82,16 @@ class Cluster:
 class Asker:
     """Asks routers and nodes one question at a time, as who knows the cluster's secret."""
 
-    def __init__(self, client: httpx.AsyncClient, *, secret: ClusterSecret | None) -> None:
-        """Without a secret, what is for members alone is asked of nodes on this machine only."""
+    def __init__(
+        self, client: httpx.AsyncClient, *, secret: ClusterSecret | None, patience: float
+    ) -> None:
+        """Without a secret, what is for members alone is asked of nodes on this machine only.
+
+        Each answer may take `patience` seconds.
+        """
         self._client = client
         self._secret = secret
+        self._patience = patience
 
     async def cluster(self, router: str) -> Cluster:
         """Return the members as a router has them.
@@ -89,18 +101,10 @@ class Asker:
         """
         told = await self._json("the router", "GET", f"{router}/-/ring")
         try:
-            members = tuple(
-                Listed(
-                    name=NodeName(str(one["name"])),
-                    url=one.get("url"),
-                    state=one.get("state"),
-                    is_on_ring=bool(one.get("is_on_ring", True)),
-                )
-                for one in told["members"]
-            )
-        except (KeyError, TypeError, AttributeError):
+            members = tuple(map(_listed, told["members"]))
+            return Cluster(members=members, epoch=int(told["epoch"]))
+        except _NOT_OURS:
             raise AskFailed(f"{router}/-/ring is not that of a Goblet router") from None
-        return Cluster(members=members, epoch=told.get("epoch"))
 
     async def mirrors(self, node: Member) -> Mapping[RepoKey, int]:
         """Return how many bytes each mirror of a node takes.
@@ -110,8 +114,8 @@ class Asker:
         """
         told = await self._json(node.name, "GET", f"{node.url}/-/mirrors")
         try:
-            return {RepoKey(str(one["key"])): int(one["bytes"]) for one in told["mirrors"]}
-        except (KeyError, TypeError, ValueError):
+            return {repo_key.parse(str(one["key"])): int(one["bytes"]) for one in told["mirrors"]}
+        except _NOT_OURS:
             raise AskFailed(f"{node.name}: {node.url}/-/mirrors is not that of a node") from None
 
     async def purge(self, node: Member, key: RepoKey) -> int | None:
@@ -122,7 +126,10 @@ class Asker:
         """
         question = urlencode({"repo": key})
         told = await self._json(node.name, "POST", f"{node.url}/-/purge?{question}")
-        return int(told.get("bytes", 0)) if told.get("was_held") else None
+        try:
+            return int(told["bytes"]) if told["was_held"] else None
+        except _NOT_OURS:
+            raise AskFailed(f"{node.name}: {node.url}/-/purge is not that of a node") from None
 
     async def drain(self, node: Member) -> None:
         """Tell a node to hand over what it holds and to end.
@@ -154,6 +161,19 @@ class Asker:
         Raises:
             AskFailed: it cannot be had, or not by us.
         """
+        said = "no answer"
+        with trio.move_on_after(self._patience):
+            while True:
+                answer = await self._ensured(router, key)
+                if answer.status_code != HTTPStatus.GATEWAY_TIMEOUT:
+                    _checked(key, answer)
+                    return
+                # Its owner waits less long than we do, and goes on with it.
+                said = _said(answer)
+                await trio.sleep(_ASKED_AGAIN_AFTER)
+        raise AskFailed(f"{key}: not warm after {self._patience:g} s: {said}")
+
+    async def _ensured(self, router: str, key: RepoKey) -> httpx.Response:
         url = f"{router}/-/ensure?{urlencode({'repo': key})}"
         answer = await self._sent(key, "POST", url)
         if answer.status_code == 401:
@@ -164,7 +184,7 @@ class Asker:
                     f"store one with `git credential approve`"
                 )
             answer = await self._sent(key, "POST", url, {"authorization": known})
-        _checked(key, answer)
+        return answer
 
     async def _json(self, who: str, method: str, url: str) -> dict[str, Any]:
         answer = await self._answer(who, method, url)
@@ -187,7 +207,12 @@ class Asker:
             if self._secret is not None:
                 name, proof = self._secret.header(method, request.url.raw_path)
                 request.headers[name.decode()] = proof.decode()
-            return await self._client.send(request)
+            # In all, and not for each piece: an answer may come drop by drop for ever.
+            with trio.fail_after(self._patience):
+                return await self._client.send(request)
+        except trio.TooSlowError as exc:
+            place = url.partition("?")[0]
+            raise AskFailed(f"{who}: {place}: no answer in {self._patience:g} s") from exc
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             place = url.partition("?")[0]
             raise AskFailed(f"{who}: {place}: {exc or type(exc).__name__}") from exc
@@ -197,8 +222,8 @@ class Asker:
 async def asker(*, secret: ClusterSecret | None, patience: float) -> AsyncIterator[Asker]:
     """Give an asker who waits `patience` seconds for each answer; its connections end with it."""
     # Not by a proxy that the environment names: these are processes of our own cluster.
-    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(patience)) as client:
-        yield Asker(client, secret=secret)
+    async with httpx.AsyncClient(trust_env=False, timeout=None) as client:
+        yield Asker(client, secret=secret, patience=patience)
 
 
 async def credential_for(router: str, key: RepoKey) -> str | None:
@@ -235,9 +260,22 @@ def _checked(who: str, answer: httpx.Response) -> httpx.Response:
     return answer
 
 
+def _listed(one: Mapping[str, Any]) -> Listed:
+    """Return a member as a router tells of it; raises `_NOT_OURS` if no router of ours does."""
+    (member,) = members_of({one["name"]: one["url"]})
+    state = MemberState(one["state"])
+    return Listed(
+        name=member.name, url=member.url, state=state.value, is_on_ring=one["is_on_ring"] is True
+    )
+
+
 def _said(answer: httpx.Response) -> str:
-    # A page of somebody else's may be long, and hold what a terminal would obey.
-    line = " ".join(answer.text[:_SHOWN].split())
+    return one_line(answer.text)
+
+
+def one_line(said: str) -> str:
+    """Return what somebody else said as it may be shown: short, nothing that a terminal obeys."""
+    line = " ".join(said[:_SHOWN].split())
     return "".join(letter for letter in line if letter.isprintable())
 
 

@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Iterable
 
+from goblet_shared.asgi import is_of_a_connection
 from goblet_shared.contract import (
     CACHE_HEADER,
     NODE_HEADER,
@@ -98,7 +99,12 @@ def for_client(headers: Iterable[tuple[bytes, bytes]], *, node: NodeName) -> Hea
 def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Return the client's headers as an upstream gets them, without Host."""
     given = lowered(headers)
-    return [field for field in given if field[0] in _FOR_UPSTREAM] + _framing(given)
+    passed = [
+        (name, value)
+        for name, value in given
+        if name in _FOR_UPSTREAM and not (name == b"authorization" and is_of_a_connection(value))
+    ]
+    return passed + _framing(given)
 
 
 def from_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -201,13 +201,14 @@ class Proxy:
             if failures:
                 self._may_repeat(exchange, failures[-1])
                 self._metrics.retried.labels("next node").inc()
+            member = self._members.member(node)
             with self._spread.under_way(key, node):
                 try:
                     # Nothing was sent to the client yet, so a failure costs only time.
                     # git's POSTs are questions: asking twice changes nothing.
-                    answer = await self._begin(node, ask)
+                    answer = await self._begin(node, member, ask)
                 except NodeFailed as exc:
-                    self._note(exc)
+                    self._note(exc, asked=member)
                     failures.append(exc)
                     continue
                 fields = headers.for_client(answer.headers, node=node)
@@ -240,8 +241,7 @@ class Proxy:
                 "that are kept for a second try: try again"
             ) from failure
 
-    async def _begin(self, node: NodeName, ask: Ask) -> Answer:
-        member = self._members.member(node)
+    async def _begin(self, node: NodeName, member: Member | None, ask: Ask) -> Answer:
         if member is None:
             raise NodeFailed(f"{node}: left the cluster", node=node, kind=FailureKind.GONE)
         answer = await self._lanes.of(member).begin(ask)
@@ -250,9 +250,10 @@ class Proxy:
             raise NodeFailed(f"{node}: declined", node=node, kind=FailureKind.DECLINED)
         return answer
 
-    def _note(self, failure: NodeFailed) -> None:
+    def _note(self, failure: NodeFailed, *, asked: Member | None) -> None:
         self._metrics.failed_attempts.labels(failure.node, failure.kind.value).inc()
-        if failure.is_suspicious:
+        # One that has moved meanwhile is not suspect for what happened where it was.
+        if failure.is_suspicious and self._members.member(failure.node) == asked:
             self._members.note_failure(failure.node, str(failure))
 
     async def _relay(

@@ -116,9 +116,15 @@ class Spread:
         return (chosen, *(node for node in owners if node != chosen))
 
     def note_held(self, key: RepoKey, *, is_held: bool) -> None:
-        """Take note whether a node answered from a mirror of the repository, or had none."""
+        """Take note whether a node answered from a mirror of the repository, or had none.
+
+        If it had none, the repository is back at its first owner at once: each other
+        node would have to fetch it too.
+        """
         self._held.pop(key, None)
-        if is_held:
+        if not is_held:
+            self._widths.pop(key, None)
+        else:
             self._held[key] = None
             if len(self._held) > MAX_HELD:
                 self._held.popitem(last=False)

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import trio
 import typer
 
-from goblet_router.asking import Asker, AskFailed, Cluster, as_json, asker
+from goblet_router.asking import Asker, AskFailed, Cluster, as_json, asker, one_line
 from goblet_router.change import change_of, shown
 from goblet_router.sources import NodeSource, Source, WarmSettings
 from goblet_shared import repo_key
@@ -241,7 +241,8 @@ async def _each(
     async def report() -> None:
         while True:
             await trio.sleep(_SAID_EVERY)
-            _say(f"{len(keys) - len(undone)} of {len(keys)} done; now at {next(iter(undone))}")
+            if undone:  # else this wakes just when the last is done
+                _say(f"{len(keys) - len(undone)} of {len(keys)} done; now at {next(iter(undone))}")
 
     async with trio.open_nursery() as reporting:
         reporting.start_soon(report)
@@ -265,9 +266,9 @@ async def _until_gone(ask: Asker, node: Member) -> None:
             return
         state = status.get("state")
         if state not in (None, "draining"):
-            _say(f"{node.name} ended, and is back: {state}")
+            _say(f"{node.name} ended, and is back: {one_line(str(state))}")
             return
-        progress = str(status.get("progress") or "")
+        progress = one_line(str(status.get("progress") or ""))
         if progress != told:
             _say(f"{node.name}: {progress}")
             told = progress
@@ -329,3 +330,7 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
     except GobletError as exc:
         _say(f"goblet: {exc}")
         raise typer.Exit(1) from None
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        raise KeyboardInterrupt from None  # Ctrl-C, which came to a task of its own

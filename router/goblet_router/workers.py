@@ -85,7 +85,9 @@ async def run_workers(
         async with trio.open_nursery() as nursery:
             try:
                 await nursery.start(stop_on_signals, stop)
-                await crew.run(settings.workers, stop, grace=settings.grace_seconds)
+                await crew.run(
+                    settings.workers, stop, grace=settings.grace_seconds, let_go=listener.close
+                )
             except GobletError as exc:
                 failure = exc  # kept from the nursery, which would wrap it in a group
             finally:
@@ -116,8 +118,13 @@ class _Crew:
         self._children: set[Child] = set()
         self._failure: StartFailed | None = None
 
-    async def run(self, count: int, stop: trio.Event, *, grace: float) -> None:
+    async def run(
+        self, count: int, stop: trio.Event, *, grace: float, let_go: Callable[[], None]
+    ) -> None:
         """Keep `count` workers running until `stop` is set, and then until they have ended.
+
+        `let_go` closes our own hold of the socket: while it is open clients are let in,
+        and when the workers have closed theirs nobody would answer them.
 
         Raises:
             StartFailed: one died again and again.
@@ -128,6 +135,7 @@ class _Crew:
             await stop.wait()
             for child in self._children:
                 child.ask_to_stop(signal.SIGTERM)
+            let_go()
             nursery.cancel_scope.deadline = trio.current_time() + grace + _MARGIN
         if self._failure is not None:
             raise self._failure

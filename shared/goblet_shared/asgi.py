@@ -15,6 +15,7 @@ __all__ = [
     "Send",
     "cancelled_on_disconnect",
     "header",
+    "is_of_a_connection",
     "send_text",
 ]
 
@@ -41,6 +42,15 @@ def header(scope: Scope, name: bytes) -> bytes | None:
         if found == name:
             return bytes(value)
     return None
+
+
+def is_of_a_connection(credential: bytes) -> bool:
+    """Say whether an Authorization vouches for a connection and not for a request.
+
+    As Negotiate and NTLM do (RFC 4559, section 6): sent over a connection that callers
+    share, it may let the next one read as the last.
+    """
+    return credential.lstrip().lower().startswith((b"negotiate", b"ntlm"))
 
 
 @asynccontextmanager

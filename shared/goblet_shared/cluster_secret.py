@@ -7,6 +7,7 @@ that whoever reads one can neither ask anything else nor ask the same much later
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from goblet_shared.errors import GobletError
 
 # What `openssl rand -hex 16` prints is as long; less could be guessed.
 MIN_BYTES = 32
+# Who has these was sent by a proxy, or by a page in a browser.
+_OF_OTHERS = (b"x-forwarded-for", b"forwarded", b"origin", b"sec-fetch-site")
+_PORT = re.compile(r":[0-9]*$")
 # How far the clocks of two machines may be apart, and how long what was read of one
 # request can be sent again.
 MAX_SKEW = 300.0
@@ -101,7 +105,9 @@ def target_of(scope: asgi.Scope) -> bytes:
 def check_administrator(scope: asgi.Scope, secret: ClusterSecret | None, body: bytes = b"") -> None:
     """Return if a request comes from this machine, or from whoever knows the secret.
 
-    What a proxy passed on, which says so in X-Forwarded-For, does not come from here.
+    What a proxy passed on, which says so in X-Forwarded-For, does not come from here. Nor
+    does what a page in a browser on this machine asks, which anybody may have written: it
+    has an Origin, or, if its own name was made to lead here, a Host with a dot.
 
     Raises:
         NotAMember: it comes from elsewhere, without proof.
@@ -110,17 +116,31 @@ def check_administrator(scope: asgi.Scope, secret: ClusterSecret | None, body: b
     if value is None and _is_local(scope):
         return
     if secret is None:
-        raise NotAMember("this may be asked from the machine itself, or with a cluster secret")
+        raise NotAMember(
+            "this may be asked from the machine itself, at its address, or with a cluster secret"
+        )
     secret.check(value, scope["method"], target_of(scope), body)
 
 
 def _is_local(scope: asgi.Scope) -> bool:
     client = scope.get("client")
-    if client is None or any(
-        asgi.header(scope, name) is not None for name in (b"x-forwarded-for", b"forwarded")
-    ):
+    if client is None or any(asgi.header(scope, name) is not None for name in _OF_OTHERS):
         return False
+    return _is_loopback(client[0]) and _is_ours(asgi.header(scope, b"host") or b"")
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def _is_ours(host: bytes) -> bool:
+    """Say whether a Host is an address, or a name that no stranger can have in the DNS."""
+    name = _PORT.sub("", host.decode("latin-1"))
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return "." not in name
+    return True

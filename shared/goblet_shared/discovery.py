@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from goblet_shared.listing import DiscoveryFailed, Listing, Source
 from goblet_shared.member_settings import MemberSettings
 from goblet_shared.members import Member, members_of
 
-# Ten thousand nodes; what is larger is some other file.
+# Many times what a ring may have of nodes; what is larger is some other file.
 _MOST_BYTES = 1024 * 1024
+
+# What was read of a file, and who is in it.
+_Read = tuple[bytes, tuple[Member, ...]]
 
 
 def source_of(settings: MemberSettings) -> Source:
@@ -57,7 +61,7 @@ class FileMembers:
         self._path = path
         self._poll = poll
         # All mutable state: what was read last, and who was in it.
-        self._read: tuple[bytes, tuple[Member, ...]] | None = None
+        self._read: _Read | None = None
 
     async def look(self) -> Listing:
         """Return whom the file names.
@@ -66,19 +70,22 @@ class FileMembers:
             DiscoveryFailed: it cannot be read, is not well-formed, or names nobody.
         """
         try:
-            # A disk that hangs holds up a thread, and nobody else.
-            content = await trio.to_thread.run_sync(self._content, abandon_on_cancel=True)
-            if self._read is None or self._read[0] != content:
-                self._read = (content, members_in(content))
+            # A disk that hangs, or a megabyte of TOML, holds up a thread and nobody else.
+            self._read = await trio.to_thread.run_sync(
+                self._read_anew, self._read, abandon_on_cancel=True
+            )
         except OSError as exc:
             raise self._failed(f"cannot be read: {exc.strerror or exc}") from exc
         except ValueError as exc:
             raise self._failed(str(exc)) from exc
         return Listing(members=self._read[1], ask_again_in=self._poll)
 
-    def _content(self) -> bytes:
+    def _read_anew(self, before: _Read | None) -> _Read:
         with self._path.open("rb") as file:
-            return file.read(_MOST_BYTES + 1)
+            content = file.read(_MOST_BYTES + 1)
+        if before is not None and before[0] == content:
+            return before
+        return content, members_in(content)
 
     def _failed(self, problem: str) -> DiscoveryFailed:
         return DiscoveryFailed(f"{self._path}: {problem}", ask_again_in=self._poll)
@@ -114,8 +121,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # JSON readers take the last of two; TOML's refuses both, and is right.
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        (double, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{double!r} is there twice")
     return table
 
@@ -128,5 +134,5 @@ def _nodes(table: Mapping[str, Any]) -> dict[str, str]:
         raise ValueError("names no node: those of before stay")
     for name, url in nodes.items():
         if not isinstance(url, str):
-            raise ValueError(f"the URL of node {name}: want a text such as http://HOST:PORT")
+            raise ValueError(f"the URL of node {name[:80]!r}: want a text such as http://HOST:PORT")
     return nodes

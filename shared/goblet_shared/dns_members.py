@@ -73,6 +73,10 @@ class DnsMembers:
             if self._asked.port is None:
                 return await self._services()
             return await self._addresses(self._asked.port)
+        except dns.exception.Timeout as exc:
+            # dnspython says to the millisecond how long it took: each would be news in the log.
+            within = f"{self._resolver.lifetime:g} s"
+            raise self._failed(f"no server of the DNS answered within {within}") from exc
         except dns.exception.DNSException as exc:
             raise self._failed(str(exc)) from exc
         except ValueError as exc:

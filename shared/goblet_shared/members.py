@@ -4,6 +4,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from goblet_shared.contract import NodeName
@@ -11,6 +12,19 @@ from goblet_shared.contract import NodeName
 # A name becomes a header value, a metric label and a directory, and uhashring
 # hashes it: plain characters only, so that it is spelled the same everywhere.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+# With a zone that is plain as well (ipaddress takes any): hosts stand in HAProxy's
+# configuration, and in commands to it, which a space or a semicolon ends.
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
+# Resolvers raise what nobody expects of an empty label, or of one that is longer.
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+
+
+# A ring of so many takes a second to compute, and one of a thousand eleven (each node ranks
+# all slots), while nothing else is answered; its nodes own 16 slots each.
+MOST_MEMBERS: Final = 256
+# Of what is not a name or URL, so much is repeated.
+_SHOWN = 200
 
 
 class MemberState(enum.Enum):
@@ -59,23 +73,42 @@ def members_of(nodes: Mapping[str, str]) -> tuple[Member, ...]:
     """Return the members, sorted by name.
 
     Raises:
-        ValueError: a name or URL is not usable; the text never shows userinfo.
+        ValueError: there are too many, or a name or URL is not usable; the text never
+            shows userinfo.
     """
+    if len(nodes) > MOST_MEMBERS:
+        raise ValueError(f"{len(nodes)} nodes: want at most {MOST_MEMBERS}")
     return tuple(_member(name, url) for name, url in sorted(nodes.items()))
+
+
+def _is_host(host: str) -> bool:
+    """Say whether a host can be looked up. A name with other letters is written as xn--..."""
+    if ":" in host:
+        return _IPV6.fullmatch(host) is not None
+    return all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
 
 
 def _member(name: str, url: str) -> Member:
     if not is_node_name(name):
-        raise ValueError(f"node name {name!r}: use letters, digits, dots, hyphens and underscores")
+        raise ValueError(
+            f"node name {name[:_SHOWN]!r}: use letters, digits, dots, hyphens and underscores"
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError(f"the URL of node {name}: not a URL") from None
-    if "@" in parts.netloc:
+    # Anywhere: `user:password@host` without a scheme has no authority to look into.
+    if "@" in url:
         raise ValueError(f"the URL of node {name}: leave out the user and password")
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise ValueError(f"the URL of node {name}: want http://HOST:PORT, not {url!r}")
+        raise ValueError(f"the URL of node {name}: want http://HOST:PORT, not {url[:_SHOWN]!r}")
+    if not _is_host(host):
+        raise ValueError(
+            f"the URL of node {name}: {host[:_SHOWN]!r} is no name of a host, and no address"
+        )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"the URL of node {name}: want no path after the port, not {url!r}")
+        raise ValueError(
+            f"the URL of node {name}: want no path after the port, not {url[:_SHOWN]!r}"
+        )
     return Member(name=NodeName(name), url=f"{parts.scheme}://{parts.netloc}")

@@ -222,6 +222,8 @@ class MemberWatch:
     def _turn(self, after: Membership, why: str) -> None:
         """Make `after` what is believed; whoever waits for a change hears of it."""
         before, self._membership = self._membership, after
+        if after is before:
+            return  # most probes bring no news, and looking at all members for each is n squared
         if after.next_departure != before.next_departure:
             self._departure_changed.set()
             self._departure_changed = trio.Event()
@@ -249,12 +251,13 @@ class MemberWatch:
 
 
 def _views_of(membership: Membership) -> tuple[MemberView, ...]:
+    on_ring = frozenset(membership.ring)
     return tuple(
         MemberView(
             name=name,
             url=standing.member.url,
             state=standing.state,
-            is_on_ring=name in membership.ring,
+            is_on_ring=name in on_ring,
         )
         for name, standing in sorted(membership.standings.items())
     )

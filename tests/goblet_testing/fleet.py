@@ -219,9 +219,14 @@ class Fleet:
         self._ended += descendants(self._nodes[name].pid)
         self._nodes[name].tell(signal.SIGTERM)
 
-    def restart(self, name: str) -> Service:
-        """Start an ended node again, on its port and with its cache; it may not be ready yet."""
+    def restart(self, name: str, flags: Sequence[str] | None = None) -> Service:
+        """Start an ended node again, on its port and with its cache; it may not be ready yet.
+
+        With `flags` those take the place of the ones that it was added with.
+        """
         self._nodes[name].end()
+        if flags is not None:
+            self._flags[name] = flags
         return self._start_node(name)
 
     def check_logs(self) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,10 +89,10 @@ class NamedServers:
         """The URL of each server that was ever started."""
         return {name: self.url(name) for name in self._ports}
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *, tls: ssl.SSLContext | None = None) -> None:
         """Listen, at the same port as before if there was one."""
         self.state.setdefault(name, (200, "ready\n"))
-        asyncio.run_coroutine_threadsafe(self._start(name), self._loop).result(_LIMIT)
+        asyncio.run_coroutine_threadsafe(self._start(name, tls), self._loop).result(_LIMIT)
 
     def stop(self, name: str) -> None:
         """Refuse connections from now on, and reset those that are open."""
@@ -102,18 +103,24 @@ class NamedServers:
         for transport in self.held.pop(name):
             self._loop.call_soon_threadsafe(transport.write, answer_of(name))
 
-    async def _start(self, name: str) -> None:
+    async def _start(self, name: str, tls: ssl.SSLContext | None) -> None:
         server = await self._loop.create_server(
             lambda: _Named(name, self, self._open.setdefault(name, set())),
             "127.0.0.1",
             self._ports.get(name, 0),
             backlog=1024,
+            ssl=tls,
         )
         self._listening[name] = server
         self._ports[name] = server.sockets[0].getsockname()[1]
 
     async def _stop(self, name: str) -> None:
-        self._listening.pop(name).close()
+        server = self._listening.pop(name)
+        for listener in server.sockets:
+            self._loop.remove_reader(listener.fileno())
+        # asyncio leaves open whom it has accepted for a server that is closed by then.
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        server.close()
         for transport in [*self._open.get(name, ())]:
             transport.abort()
 
@@ -264,6 +271,21 @@ class HAProxy:
         """What it wrote to stderr."""
         assert self._running is not None
         return self._running.log
+
+    def requests_told(self) -> str:
+        """Return the lines about requests that it has written since the last call, to stdout.
+
+        Beyond the 64 KiB of a pipe it drops them.
+        """
+        assert self._running is not None
+        assert self._running.process.stdout is not None
+        number = self._running.process.stdout.fileno()
+        os.set_blocking(number, False)
+        told = b""
+        with suppress(BlockingIOError):
+            while part := os.read(number, 65536):
+                told += part
+        return told.decode()
 
     def ask(self, command: str) -> str:
         """Return what the runtime API answers."""

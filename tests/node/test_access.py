@@ -1,6 +1,5 @@
 """Who is asked about, what is remembered, and for how long."""
 
-import gc
 import logging
 
 import pytest
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from goblet_node.access import Access
 from goblet_node.errors import UpstreamDown, UpstreamError, UpstreamTooSlow
 from goblet_node.fill.failures import Refused
+from goblet_node.fill.grants import Grants
 from goblet_node.fill.outages import Outages
 from goblet_node.fill.upstream import Grant
 from goblet_node.metrics import NodeMetrics
@@ -65,10 +65,12 @@ def access_of(
     *,
     stale: float = 0.0,
     stale_after: float = 10.0,
+    grants: Grants | None = None,
 ) -> Access:
     metrics = NodeMetrics(CollectorRegistry())
     return Access(
         judge=judge,
+        grants=grants or Grants(),
         nursery=nursery,
         lifetime=lifetime,
         metrics=metrics,
@@ -147,13 +149,15 @@ async def test_overlapping_questions_are_shared_by_equal_credentials_only(
     assert refused == ["bob", "bob"]
 
 
-async def test_what_is_forgotten_is_asked_again(nursery: trio.Nursery) -> None:
-    judge = FakeJudge("alice")
-    access = access_of(judge, nursery)
-    await access.check(REPO, "alice")
-    access.forget(REPO, "alice")
-    await access.check(REPO, "alice")
-    assert len(judge.questions) == 2
+async def test_a_no_that_comes_later_has_it_asked_again(nursery: trio.Nursery) -> None:
+    judge, grants = FakeJudge("alice", "bob"), Grants()
+    access = access_of(judge, nursery, grants=grants)
+    for who in ("bob", "alice"):
+        grant = await access.check(REPO, who)
+    grants.refused(grant)
+    for who in ("bob", "alice"):
+        await access.check(REPO, who)
+    assert [who for _, who in judge.questions] == ["bob", "alice", "alice"]
 
 
 async def test_a_remembered_grant_carries_the_callers_own_credential(
@@ -168,23 +172,6 @@ async def test_after_a_redirect_to_another_host_it_carries_none(nursery: trio.Nu
     access = access_of(FakeJudge("alice", crossed_hosts=True), nursery)
     for _ in range(2):
         assert (await access.check(REPO, "alice")).authorization is None
-
-
-async def test_no_credential_stays_in_memory(nursery: trio.Nursery) -> None:
-    """What is remembered holds an HMAC alone."""
-    access = access_of(FakeJudge("Bearer hunter2"), nursery)
-    await access.check(REPO, "Bearer " + "hunter2")
-    gc.collect()
-    assert "hunter2" not in repr(vars(access))
-    assert [kept.grant.authorization for kept in access._remembered.values()] == [None]
-
-
-async def test_memory_is_bounded(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goblet_node.access.MAX_REMEMBERED", 10)
-    access = access_of(FakeJudge(None), nursery)
-    for number in range(25):
-        await access.check(route_to(f"org/{number}"), None)
-    assert len(access._remembered) == 10
 
 
 async def test_without_a_lifetime_every_request_is_asked(nursery: trio.Nursery) -> None:
@@ -236,14 +223,15 @@ async def test_a_no_is_never_answered_by_what_was_and_ends_it(
     """In whatever spelling it was asked: the repository is one."""
     judge = FakeJudge("alice")
     access = access_of(judge, nursery, stale=STALE)
-    for route in (REPO, route_to("org/repo.git")):
+    spelled = [route_to(name) for name in ("org/repo", "org/repo.git", "Org/Repo.git")]
+    for route in spelled:
         await access.check(route, "alice")
     await trio.sleep(LIFETIME)
     judge.failure = Refused(status, (), b"")
     with pytest.raises(Refused):
         await access.check(REPO, "alice")
     judge.failure = DOWN
-    for route in (REPO, route_to("org/repo.git")):
+    for route in spelled:
         with pytest.raises(UpstreamDown):
             await access.check(route, "alice")
 
@@ -350,3 +338,22 @@ async def test_an_outage_is_told_once_a_repository_and_counted_each_time(
     counted = access._metrics.registry.get_sample_value
     assert counted("goblet_node_stale_answers_total", {"of": "access"}) == 5
     assert counted("goblet_node_access_total", {"verdict": "stale"}) == 5
+
+
+async def test_a_yes_that_is_older_than_a_no_lets_nobody_in_later(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Upstream thinks for a while about one spelling, and says no to the other meanwhile."""
+    judge = FakeJudge("alice")
+    access = access_of(judge, nursery, stale=STALE)
+    judge.seconds = 5.0
+    async with trio.open_nursery() as asking:
+        asking.start_soon(access.check, REPO, "alice")
+        await trio.sleep(1)
+        judge.allowed.clear()
+        judge.seconds = 1.0
+        with pytest.raises(Refused):
+            await access.check(route_to("org/repo.git"), "alice")
+    judge.failure = DOWN
+    with pytest.raises(UpstreamDown):
+        await access.check(REPO, "alice")

@@ -26,11 +26,17 @@ class Admin:
     def __init__(self, store: MirrorStore) -> None:
         self.store = store
         self.discarded: list[RepoKey] = []
+        self.forgotten: list[RepoKey] = []
 
     def client(
         self, address: str = "127.0.0.1", *, secret: ClusterSecret | None = SECRET
     ) -> httpx.AsyncClient:
-        routes = build_admin(mirrors=self.store, discard=self.discarded.append, secret=secret)
+        routes = build_admin(
+            mirrors=self.store,
+            discard=self.discarded.append,
+            secret=secret,
+            forget=self.forgotten.append,
+        )
         app = Starlette(routes=routes)
         transport = httpx.ASGITransport(app=app, client=(address, 1))
         return httpx.AsyncClient(transport=transport, base_url="http://n")
@@ -63,7 +69,7 @@ async def test_a_purged_repository_is_gone_with_its_recordings_and_no_other(admi
     assert got.json() == {"repo": ONE, "was_held": True, "bytes": size}
     assert admin.store.keys() == (OTHER,)
     assert not directory.directory.exists()
-    assert admin.discarded == [ONE]
+    assert admin.discarded == admin.forgotten == [ONE]
 
 
 async def test_to_purge_what_is_not_held_is_no_error(admin: Admin) -> None:

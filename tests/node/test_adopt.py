@@ -1,5 +1,7 @@
 """A mirror that was copied from another node is checked byte for byte, and appears whole."""
 
+import hashlib
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -177,6 +179,18 @@ def test_a_manifest_that_is_sealed_and_makes_no_sense_is_refused(
 ) -> None:
     parcel.manifest = encode_manifest(lie(manifest_of(source)))
     with pytest.raises(MirrorDamaged):
+        parcel.checked()
+
+
+def test_a_manifest_that_is_sealed_and_has_numbers_for_ids_is_refused(
+    source: Mirror, parcel: Parcel
+) -> None:
+    sealed = json.loads(encode_manifest(manifest_of(source)))
+    sealed["mirror"]["generations"][-1]["orphans"] = [5]
+    as_written = json.dumps(sealed["mirror"], sort_keys=True, separators=(",", ":")).encode()
+    sealed["checksum"] = hashlib.sha256(as_written).hexdigest()
+    parcel.manifest = json.dumps(sealed).encode()
+    with pytest.raises(MirrorDamaged, match="cannot be understood"):
         parcel.checked()
 
 

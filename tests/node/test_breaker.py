@@ -133,14 +133,22 @@ class House:
             clock=lambda: self.now,
         )
 
-    def ask(self, failure: BaseException | None = None, *, is_clients: bool = False) -> None:
-        with self.breakers.watching(URL, ONE, is_clients=is_clients):
+    def ask(
+        self,
+        failure: BaseException | None = None,
+        *,
+        key: RepoKey = ONE,
+        is_clients: bool = False,
+    ) -> None:
+        with self.breakers.watching(URL, key, is_clients=is_clients):
             if failure is not None:
                 raise failure
 
-    def fails(self, failure: BaseException, *, is_clients: bool = False) -> None:
+    def fails(
+        self, failure: BaseException, *, key: RepoKey = ONE, is_clients: bool = False
+    ) -> None:
         with pytest.raises(type(failure)):
-            self.ask(failure, is_clients=is_clients)
+            self.ask(failure, key=key, is_clients=is_clients)
 
     def shown(self) -> tuple[float | None, float | None]:
         labels = {"host": "upstream.test:8080"}
@@ -211,6 +219,42 @@ def test_of_clients_own_questions_only_connections_count() -> None:
     for _ in range(3):
         house.fails(unreachable(), is_clients=True)
     assert house.shown()[0] == 2
+
+
+def test_repositories_that_somebody_invents_have_no_host_left_alone() -> None:
+    """A name that upstream chokes on gives a 500, and one client can think of many."""
+    house = House()
+    house.ask()
+    for number in range(20):
+        house.fails(UpstreamDown("500"), key=RepoKey(f"upstream.test/no/{number}"))
+    assert house.shown() == (0, None)
+    house.ask(key=OTHER)
+    for key in (ONE, OTHER, ONE):
+        house.fails(UpstreamDown("500"), key=key)
+    assert house.shown() == (2, 1)
+    house.now = 10
+    house.fails(UpstreamDown("500"), key=RepoKey("upstream.test/no/where"))
+    house.now = 20
+    house.ask()
+    assert house.shown()[0] == 0
+
+
+def test_before_upstream_answered_for_anything_whatever_fails_counts() -> None:
+    """Else one that is down when a node starts would be asked by everybody."""
+    house = House()
+    for number in range(3):
+        house.fails(UpstreamTooSlow("late"), key=RepoKey(f"upstream.test/org/{number}"))
+    assert house.shown()[0] == 2
+
+
+def test_of_how_many_repositories_an_answer_is_remembered_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("goblet_node.fill.breaker._ANSWERED_FOR", 10)
+    house = House()
+    for number in range(25):
+        house.ask(key=RepoKey(f"upstream.test/org/{number}"))
+    assert [len(kept) for kept in house.breakers._answered_for.values()] == [10]
 
 
 async def test_an_exchange_that_its_caller_gives_up_is_no_failure(nursery: trio.Nursery) -> None:

@@ -1,8 +1,10 @@
 """A mirror that another member holds is copied whole and sound, or not at all."""
 
 import dataclasses
+import os
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import trio.testing
 
 from goblet_node.errors import DiskFailed
 from goblet_node.fill.pace import Pace
+from goblet_node.fill.peers import Peers
 from goblet_node.fill.policy import MirrorPolicy, Standing
 from goblet_node.mirror.disk import Disk
 from goblet_node.mirror.log import Mirror
@@ -427,3 +430,90 @@ async def test_without_the_clusters_secret_nothing_is_copied_and_the_log_says_so
             assert (
                 "goblet-1 does not take us for a member: is its cluster secret ours?" in caplog.text
             )
+
+
+async def test_why_a_member_cannot_be_asked_is_said_once_and_not_for_each_repository(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two(tmp_path) as (members, node):
+        neighbour = members.neighbours[NodeName("goblet-1")]
+        for status in (503, 503, 500, 0, 500):
+            neighbour.manners.status = status
+            await node.copier.bring(RepoKey(f"origin.test/org/{len(neighbour.asked)}"))
+        said = [r.getMessage() for r in caplog.records if "cannot be asked" in r.getMessage()]
+        assert [line.split(": ")[1] for line in said] == [
+            *("goblet-1 answered 503", "goblet-1 answered 500"),
+        ]
+
+
+async def test_who_cannot_be_asked_at_all_leaves_it_to_upstream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def has(self: Peers, node: NodeName, key: RepoKey) -> bool:
+        raise RuntimeError("nobody thought of this")
+
+    async with two(tmp_path) as (_, node):
+        monkeypatch.setattr(Peers, "has", has)
+        assert await node.copier.bring(KEY) is None
+
+
+@pytest.mark.parametrize("path", ["/-/peer/mirror", "/-/peer/file"])
+async def test_what_is_purged_while_it_is_copied_is_not_there_afterwards(
+    path: str, tmp_path: Path
+) -> None:
+    async with two(tmp_path) as (members, node):
+        (neighbour,) = members.neighbours.values()
+
+        def purge(asked: Asked) -> None:
+            if asked.path == path:
+                node.copier.forget(KEY)
+                node.store.drop(KEY)
+
+        neighbour.manners.before = purge
+        assert await node.copier.bring(KEY) is None
+        assert node.store.get(KEY) is None
+        asked = len(neighbour.asked)
+        # Others may hold it still, for those who purge go from node to node.
+        assert await node.copier.bring(KEY) is None
+        assert await node.copier.copy(KEY, neighbour.name) is None
+        assert len(neighbour.asked) == asked
+        node.copier._purged_at[KEY] -= 60
+        node.copier._absent_until.clear()
+        neighbour.manners.before = lambda asked: None
+        assert await node.copier.bring(KEY) is not None
+
+
+async def test_a_peer_whose_clock_is_ahead_keeps_nothing_from_being_evicted(
+    tmp_path: Path,
+) -> None:
+    async with two(tmp_path) as (members, node):
+        (neighbour,) = members.neighbours.values()
+        source = neighbour.store.get(KEY)
+        assert source is not None
+        os.utime(source.directory / "manifest.json", (4e9, 4e9))
+        neighbour.store._measure(source)
+        assert neighbour.store.used_at(KEY) == 4e9
+        assert await node.copier.copy(KEY, neighbour.name) is not None
+        assert node.store.used_at(KEY) <= time.time()
+
+
+async def test_a_storm_of_cold_repositories_leaves_connections_for_probes_and_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = most = 0
+
+    async def has(self: Peers, node: NodeName, key: RepoKey) -> bool:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await trio.sleep(0.001)
+        asking -= 1
+        return False
+
+    async with two(tmp_path, "goblet-1", "goblet-2") as (_, node):
+        monkeypatch.setattr(Peers, "has", has)
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(node.copier.bring, RepoKey(f"origin.test/org/{number}"))
+        assert most == 24
+        assert node.outcomes() == {"absent": 60}

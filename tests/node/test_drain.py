@@ -37,11 +37,18 @@ def test_an_heir_is_whom_routers_will_ask_of_those_that_are_ready(
     found = heirs(me=ME, now=RING, then=WITHOUT, keys=keys, state=states.__getitem__)
     ready = [node for node in OTHERS if states[node] is MemberState.READY]
     taken = [key for share in found.values() for key in share]
-    assert sorted(taken) == sorted(key for key in keys if key in MINE and ready)
+    # What it took over from who goes, too, is asked of it already.
+    asked = [key for key in keys if _first(RING.owners(key), {*ready, ME}) == ME]
+    assert set(asked) >= set(MINE).intersection(keys)
+    assert sorted(taken) == sorted(asked if ready else [])
     for heir, share in found.items():
         assert list(share) == [key for key in keys if key in share]
         for key in share:
             assert heir == next(node for node in WITHOUT.owners(key) if node in ready)
+
+
+def _first(order: Sequence[NodeName], nodes: set[NodeName]) -> NodeName:
+    return next(node for node in order if node in nodes)
 
 
 def test_who_is_not_on_the_ring_has_nothing_to_hand_over() -> None:
@@ -50,27 +57,43 @@ def test_who_is_not_on_the_ring_has_nothing_to_hand_over() -> None:
 
 @dataclass
 class Takers:
-    """Others that copy what they are told to, one mirror a second."""
+    """Others that copy what they are told to, one mirror a second.
+
+    Who is `unable` tries in vain; who is `busy` misses so many questions, and then answers.
+    """
 
     holds: dict[NodeName, list[RepoKey]] = field(default_factory=dict)
     failing: frozenset[NodeName] = frozenset()
     slow: frozenset[NodeName] = frozenset()
+    unable: frozenset[NodeName] = frozenset()
+    busy: dict[NodeName, int] = field(default_factory=dict)
     told: dict[NodeName, Sequence[RepoKey]] = field(default_factory=dict)
     since: dict[NodeName, float] = field(default_factory=dict)
 
     async def hand_over(self, node: NodeName, keys: Sequence[RepoKey]) -> None:
         assert node not in self.told
+        self._answer(node)
         self.told[node] = keys
         self.since[node] = trio.current_time()
 
     async def mirrors(self, node: NodeName) -> tuple[PeerMirror, ...]:
-        if node in self.failing:
-            raise PeerFailed(f"{node}: connection refused")
+        self._answer(node)
         held = list(self.holds.get(node, ()))
-        if node in self.told and node not in self.slow:
-            copied = int(trio.current_time() - self.since[node])
-            held += self.told[node][:copied]
+        if node in self.told and node not in self.unable:
+            held += self.told[node][: self._tried(node)]
         return tuple(PeerMirror(key=key, bytes=1, used_at=1.0) for key in held)
+
+    async def awaited(self, node: NodeName) -> frozenset[RepoKey]:
+        self._answer(node)
+        return frozenset(self.told[node][self._tried(node) :])
+
+    def _answer(self, node: NodeName) -> None:
+        self.busy[node] = self.busy.get(node, 0) - 1
+        if node in self.failing or self.busy[node] >= 0:
+            raise PeerFailed(f"{node}: no answer")
+
+    def _tried(self, node: NodeName) -> int:
+        return 0 if node in self.slow else int(trio.current_time() - self.since[node])
 
 
 def drain(takers: Takers, said: list[str], states: dict[NodeName, MemberState]) -> Drain:
@@ -118,6 +141,26 @@ async def test_an_heir_that_fails_holds_nobody_up(
     rest = len(MINE) - len(SHARES[heir])
     assert said[-1] == f"{rest} of {len(MINE)} mirrors handed over"
     assert f"{heir} takes nothing over any more" in caplog.text
+
+
+async def test_an_heir_that_cannot_take_a_mirror_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    heir = next(iter(SHARES))
+    said = list[str]()
+    await drain(Takers(unable=frozenset([heir])), said, READY).run()
+    assert trio.current_time() < max(map(len, SHARES.values())) + 1
+    rest = len(MINE) - len(SHARES[heir])
+    assert said[-1] == f"{rest} of {len(MINE)} mirrors handed over"
+    assert f"{heir} could not take {len(SHARES[heir])} mirrors over" in caplog.text
+
+
+async def test_an_heir_that_is_busy_for_a_moment_takes_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    said = list[str]()
+    await drain(Takers(busy=dict.fromkeys(SHARES, 3)), said, READY).run()
+    assert said[-1] == f"{len(MINE)} of {len(MINE)} mirrors handed over"
 
 
 async def test_a_drain_waits_for_an_heir_until_its_caller_has_enough(

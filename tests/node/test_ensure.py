@@ -24,6 +24,7 @@ from goblet_node.ensure import (
 )
 from goblet_node.errors import UpstreamDown
 from goblet_node.fill.failures import Refused
+from goblet_node.fill.grants import Grants
 from goblet_node.fill.outages import Outages
 from goblet_node.fill.policy import MirrorPolicy
 from goblet_node.metrics import NodeMetrics
@@ -128,6 +129,7 @@ async def insisting(
         ):
             access = Access(
                 judge=house.upstream,
+                grants=Grants(),
                 nursery=nursery,
                 lifetime=30,
                 metrics=metrics,

@@ -37,6 +37,7 @@ TARGETS = [
     ("GET", b"/-/peer/mirror?repo=origin.test/org/repo"),
     ("HEAD", b"/-/peer/mirror?repo=origin.test/org/repo"),
     ("GET", b"/-/peer/file?repo=origin.test/org/repo&name=seg"),
+    ("GET", b"/-/peer/take"),
     ("POST", b"/-/peer/take"),
 ]
 
@@ -236,6 +237,8 @@ async def test_what_is_handed_over_is_copied_from_who_says_so(node: Node) -> Non
     body = json.dumps({"from": "goblet-7", "keys": [KEY, "origin.test/x/y"]}).encode()
     answer = await node.ask(b"/-/peer/take", method="POST", body=body, sender=AFAR, is_signed=True)
     assert answer.status == 202
+    awaited = await node.ask(b"/-/peer/take", sender=AFAR, is_signed=True)
+    assert json.loads(awaited.body) == {"awaited": [KEY, "origin.test/x/y"]}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.taker.run)
         await trio.testing.wait_all_tasks_blocked()

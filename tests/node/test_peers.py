@@ -139,6 +139,30 @@ async def test_what_a_member_holds_is_read_and_judged() -> None:
                 await peers.mirrors(ONE)
 
 
+async def test_what_a_member_is_to_copy_is_read_and_judged() -> None:
+    peer = Peer()
+    async with asking(peer) as (peers, _):
+        peer.body = json.dumps({"awaited": [KEY]}).encode()
+        assert await peers.awaited(ONE) == {KEY}
+        for wrong in (
+            b"",
+            b"[]",
+            b"{}",
+            b"[" * 100_000,
+            b'{"awaited": [5]}',
+            b'{"awaited": ["x"]}',
+        ):
+            peer.body = wrong
+            with pytest.raises(PeerFailed, match="does not say what it is to copy"):
+                await peers.awaited(ONE)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, ".", "xn--a"])
+async def test_a_host_that_cannot_be_looked_up_is_a_failure_as_any_other(host: str) -> None:
+    async with asking(Peer()) as (peers, _):
+        assert await peers.probe(Member(name=ONE, url=f"http://{host}:80")) is None
+
+
 async def test_whoever_is_no_member_is_not_asked() -> None:
     async with asking(Peer()) as (peers, _):
         with pytest.raises(PeerFailed, match="goblet-2 is not a member"):
@@ -239,3 +263,17 @@ def test_an_offer_travels_unchanged(offer: Offer) -> None:
 def test_what_is_no_offer_is_a_value_error_and_nothing_else(body: bytes) -> None:
     with pytest.raises(ValueError, match="not an offer"):
         decode_offer(body)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'{"files": {"a": Infinity}, "used_at": 0}',
+        b'{"files": {}, "used_at": NaN}',
+        b'{"files": {}, "used_at": Infinity}',
+        b'{"files": {}, "used_at": -1}',
+    ],
+)
+def test_an_offer_with_a_number_that_is_none_is_no_offer(head: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not an offer|no time"):
+        decode_offer(head + b"\n{}\n")

@@ -120,3 +120,26 @@ async def test_an_answer_with_less_than_was_told_is_not_ended() -> None:
     with pytest.raises(GobletError, match="cut off"):
         await reply.end()
     assert wire.messages[-1]["body"] == b"1234"
+
+
+@pytest.mark.parametrize(
+    ("status", "cache", "told"),
+    [
+        (200, None, b"7"),
+        (200, "whole", b"7"),
+        (200, "recorded", b"7"),
+        (200, "forwarded", None),
+        (200, "cold", None),
+        (502, None, None),
+        (401, None, None),
+    ],
+)
+async def test_only_what_is_old_is_said_to_be(
+    status: int, cache: str | None, told: bytes | None
+) -> None:
+    """The permission may be, and what upstream has just sent, or did not, is not."""
+    wire = Wire()
+    reply = wire.reply()
+    reply.age = 7.9
+    await reply.start(status, [], cache=cache)
+    assert wire.headers.get(b"goblet-age") == told

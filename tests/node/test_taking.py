@@ -47,11 +47,13 @@ async def test_all_that_was_handed_over_is_copied_in_its_order_two_at_once() -> 
         taker.take(TWO, keys(3, since=2))
         await trio.testing.wait_all_tasks_blocked()
         assert copies.told == [(key, ONE) for key in keys(2)]
+        assert taker.awaited == set(keys(5))
         copies.may.set()
         await trio.testing.wait_all_tasks_blocked()
         # Who names a mirror last is going, too, and may be the only one to have it.
         assert copies.told[2:] == [(key, TWO) for key in keys(3, since=2)]
         assert copies.most == 2
+        assert taker.awaited == set()
         taker.take(ONE, keys(1))
         await trio.testing.wait_all_tasks_blocked()
         assert len(copies.told) == 6

@@ -4,6 +4,7 @@ import gzip
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from goblet_node.wire.fetch_reader import PackData, Progress
 from goblet_node.wire.pktline import encode
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.git_route import Route, parse_target
+from goblet_shared.repo_key import RepoKey
 from goblet_shared.upstreams import INFO_REFS, Upstreams
 from goblet_testing import repos
 from goblet_testing.faults_on_cue import Fault
@@ -58,6 +60,7 @@ async def asking(
     path: str = "",
     tries: int = 1,
     failures: int = 0,
+    denied: list[Grant] | None = None,
 ) -> AsyncIterator[Upstream]:
     """An upstream client of this origin, all of whose limits are `seconds` but that of a pack."""
     metrics = NodeMetrics(CollectorRegistry())
@@ -83,6 +86,7 @@ async def asking(
                 rules=Rules(failures=failures, rest=60), metrics=metrics, random=lambda: 0.5
             ),
             metrics=metrics,
+            refused=([] if denied is None else denied).append,
             backoff=Backoff(tries=tries, first=0.01),
         )
 
@@ -150,6 +154,25 @@ async def test_a_refusal_is_upstreams_own(origin: Origin) -> None:
             await upstream.may_read(route(), None)
     assert refused.value.status == 401
     assert dict(refused.value.headers)[b"www-authenticate"] == b'Basic realm="origin"'
+
+
+@pytest.mark.parametrize(("status", "ends"), [(401, True), (403, True), (404, True), (429, False)])
+async def test_whoever_waits_for_it_each_denial_of_a_grant_is_heard(
+    origin: Origin, status: int, ends: bool
+) -> None:
+    denied: list[Grant] = []
+    async with asking(origin, denied=denied) as upstream:
+        grant = await upstream.may_read(route(), None)
+        origin.misbehave(Fault(status=status))
+        with pytest.raises(Refused):
+            await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
+        with pytest.raises(Refused):
+            await anext(upstream.fetch(grant, wants=[ObjectId(b"0" * 40)], haves=()))
+        async with upstream.forward_post(grant, b"0000", {}) as answer:
+            assert answer.status == status
+        async with upstream.forward_info_refs(grant, {}) as answer:
+            assert answer.status == status
+    assert denied == [grant] * 4 * ends
 
 
 async def test_a_grant_does_not_show_its_credential(origin: Origin) -> None:
@@ -485,6 +508,49 @@ async def test_an_upstream_that_is_gone_is_left_alone(tmp_path: Path) -> None:
         counted = upstream._metrics.registry.get_sample_value
     name = "goblet_node_upstream_requests_total"
     assert counted(name, {"question": "access", "outcome": "not-asked"}) == 1
+
+
+async def test_an_error_that_is_passed_on_to_a_client_does_not_end_an_outage(
+    origin: Origin,
+) -> None:
+    async with asking(origin, failures=2) as upstream:
+        grant = await upstream.may_read(route(), None)
+        other = replace(grant, key=RepoKey("origin.test/org/other"))
+        await upstream.ls_refs(other, None, read=v2_client.parse_ls_refs)
+        origin.misbehave(Fault(status=500))
+        for asked in (grant, other):
+            async with upstream.forward_post(grant, b"0000", {}) as answer:
+                assert answer.status == 500
+            with pytest.raises(UpstreamDown):
+                await upstream.ls_refs(asked, None, read=v2_client.parse_ls_refs)
+        with pytest.raises(UpstreamResting):
+            await upstream.ls_refs(grant, None, read=v2_client.parse_ls_refs)
+
+
+async def test_a_host_that_hangs_does_not_have_another_left_alone(origin: Origin) -> None:
+    """Though it takes all the connections that there are, so that nobody can ask that one."""
+    held = trio.Event()
+
+    async def hang(_: Seen, __: Line) -> None:
+        held.set()
+        await trio.sleep_forever()
+
+    async with unruly_node() as hanging, asking(origin, seconds=1, most=1, failures=1) as upstream:
+        hanging.conduct = hang
+        grant = await upstream.may_read(route(), None)
+        stuck = replace(grant, url=f"{hanging.url}/org/repo")
+        async with trio.open_nursery() as nursery:
+
+            async def wait(asked: Grant) -> None:
+                with pytest.raises(UpstreamTooSlow):
+                    await upstream.ls_refs(asked, None, read=v2_client.parse_ls_refs)
+
+            nursery.start_soon(wait, stuck)
+            await held.wait()
+            for number in range(3):
+                key = RepoKey(f"origin.test/org/{number}")
+                nursery.start_soon(wait, replace(grant, key=key))
+        assert await upstream.may_read(route(), None) == grant
 
 
 async def test_an_upstream_that_tells_of_its_progress_for_ever_is_too_slow() -> None:

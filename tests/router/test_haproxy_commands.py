@@ -40,10 +40,11 @@ def test_render_reads_the_members_from_where_a_router_would(tmp_path: Path) -> N
 def test_without_members_nothing_is_written_and_a_sentence_says_what_to_give(
     tmp_path: Path,
 ) -> None:
-    code, said = goblet("render", str(tmp_path / "out"))
-    assert code == 1
-    assert said.startswith("goblet: there are no members: name them with --node NAME=URL")
-    assert not (tmp_path / "out").exists()
+    for command in ("render", "sync"):
+        code, said = goblet(command, str(tmp_path / "out"))
+        assert code == 1
+        assert said.startswith("goblet: there are no members: name them with --node NAME=URL")
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_router_that_is_not_there_and_a_place_that_cannot_be_written_are_named(

@@ -122,7 +122,8 @@ def test_what_would_say_something_else_in_the_file_is_refused(settings: dict[str
 
 
 @pytest.mark.parametrize(
-    "url", ["h:80", "ftp://h", "http://", "http://me:pw@h", "http://h:x", "http://h:0", "http://[::1"]
+    "url",
+    ["h:80", "ftp://h", "http://", "http://me:pw@h", "http://h:x", "http://h:0", "http://[::1"],
 )
 def test_a_router_is_named_by_its_url(url: str) -> None:
     with pytest.raises(ValueError, match="want http://HOST:PORT") as caught:

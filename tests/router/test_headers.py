@@ -97,6 +97,12 @@ def test_an_upstream_gets_nothing_that_it_has_no_use_for(
     }
 
 
+@pytest.mark.parametrize("value", [b"Negotiate YII=", b"NTLM TlR=", b"negotiate x"])
+def test_a_credential_that_vouches_for_a_connection_does_not_go_upstream(value: bytes) -> None:
+    """Upstream may take all that follows on the connection for the same caller's."""
+    assert for_upstream([(b"Authorization", value)]) == []
+
+
 @given(fields)
 def test_an_upstreams_answer_says_once_that_it_passed_by(
     headers: list[tuple[bytes, bytes]],

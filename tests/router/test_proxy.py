@@ -1,10 +1,21 @@
 """One request through the router: which node gets it, and what the client sees when nodes fail."""
 
 import socket
+from collections.abc import Sequence
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 
+from goblet_router.config import RouterSettings
+from goblet_router.errors import NoNodeAnswered
+from goblet_router.metrics import RouterMetrics
+from goblet_router.wiring import build_lanes, build_proxy
+from goblet_shared.asgi import Message, Scope
+from goblet_shared.contract import NodeName
+from goblet_shared.git_route import parse_target
+from goblet_shared.members import Member, MemberState
+from goblet_shared.ring import Ring
 from goblet_testing import unruly
 from goblet_testing.router import PACK, REFS, REPO, http_client, owners, running_router, stand
 from goblet_testing.unruly import Line, Seen, answer, unruly_node
@@ -224,3 +235,52 @@ async def test_a_hundred_requests_at_once_are_all_answered() -> None:
                 nursery.start_soon(one, number)
         assert answered == [True] * 100
         assert all(node.seen for node in it.nodes)
+
+
+class Moving:
+    """One member, which is somewhere else from the second look on."""
+
+    def __init__(self, *urls: str) -> None:
+        self.ring = Ring.of([NodeName("a")])
+        self.members = [Member(name=NodeName("a"), url=url) for url in urls]
+        self.failures: list[str] = []
+
+    def member(self, name: NodeName, /) -> Member | None:
+        return self.members.pop(0) if len(self.members) > 1 else self.members[0]
+
+    def state(self, name: NodeName, /) -> MemberState:
+        return MemberState.READY
+
+    def willing(self, owners: Sequence[NodeName], /) -> tuple[NodeName, ...]:
+        return tuple(owners)
+
+    def note_failure(self, name: NodeName, why: str, /) -> None:
+        self.failures.append(why)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_node_that_has_moved_meanwhile_is_not_suspect_for_its_old_address(
+    *, moves: bool
+) -> None:
+    metrics = RouterMetrics(CollectorRegistry())
+    settings = RouterSettings(bypass=False)
+    members = Moving("http://127.0.0.1:1", *(["http://127.0.0.1:2"] if moves else []))
+    lanes = build_lanes(settings, metrics)
+    proxy = build_proxy(settings, members=members, lanes=lanes, metrics=metrics)
+    route = parse_target(
+        method="GET",
+        raw_path=b"/github.com/org/repo/info/refs",
+        query=b"service=git-upload-pack",
+    )
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_: Message) -> None:
+        raise AssertionError("there is nobody to answer")
+
+    scope: Scope = {"method": "GET", "headers": [], "query_string": b"", "client": None}
+    with pytest.raises(NoNodeAnswered):
+        await proxy.forward(route, scope, receive, send, request_id="x")
+    assert len(members.failures) == (not moves)
+    await proxy.aclose()

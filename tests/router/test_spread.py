@@ -74,6 +74,15 @@ def test_a_repository_that_no_node_was_seen_to_hold_stays_with_its_owner() -> No
     assert router.begin() == NODES[1]
 
 
+def test_a_hot_repository_that_is_held_no_more_is_back_at_its_owner_at_once() -> None:
+    """As when it was purged: each of its nodes would ask upstream for it."""
+    router = Router()
+    for _ in range(20):
+        router.begin()
+    router.spread.note_held(HOT, is_held=False)
+    assert {router.begin() for _ in range(5)} == {NODES[0]}
+
+
 def test_of_many_repositories_those_that_were_held_last_are_remembered() -> None:
     router = Router()
     for number in range(MAX_HELD):

@@ -2,15 +2,19 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
+from trio.testing import MockClock
 from typer.testing import CliRunner, Result
 
-from goblet_router.asking import Cluster, Listed, credential_for
+from goblet_router.asking import Asker, AskFailed, Cluster, Listed, asker, credential_for
 from goblet_router.cli import app
 from goblet_shared.contract import NodeName
+from goblet_shared.members import Member
 from goblet_shared.repo_key import parse
 from goblet_shared.ring import Ring, moves, ring_id, slot_of
 from goblet_testing.router import running_router
@@ -121,6 +125,88 @@ def test_a_node_that_cannot_be_purged_may_hold_it_still() -> None:
     got = goblet("purge", KEY, "--node=a=http://127.0.0.1:1")
     assert got.exit_code == 1
     assert "may be held still by a: " in got.stderr
+
+
+def told(status: int, body: object) -> httpx.AsyncClient:
+    """Give a client that gets this answer, whomever it asks."""
+    answer = httpx.Response(status, content=json.dumps(body))
+    return httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer))
+
+
+MEMBER = {"name": "a", "url": "http://h:1", "state": "ready", "is_on_ring": True}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"members": [MEMBER]},
+        {"members": [MEMBER], "epoch": "many"},
+        {"members": 7, "epoch": 1},
+        {"members": ["a"], "epoch": 1},
+        *({"members": [MEMBER | wrong], "epoch": 1} for wrong in (
+            {"name": "a\x1b[2J"}, {"name": 7}, {"url": 7}, {"url": "file:///x"},
+            {"state": ["ready"]}, {"state": "ready\x1b[2J"},
+        )),
+    ],
+)  # fmt: skip
+async def test_what_no_router_of_ours_says_is_not_believed(body: object) -> None:
+    async with told(200, body) as client:
+        with pytest.raises(AskFailed, match="not that of a Goblet router"):
+            await Asker(client, secret=None, patience=1).cluster("http://r:1")
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [7, {}, {"key": "h.org/x", "bytes": float("inf")}, {"key": "h.org/x", "bytes": "x"},
+     {"key": "h.org/\x1b[2J", "bytes": 1}, {"key": "x", "bytes": 1}],
+)  # fmt: skip
+async def test_what_no_node_says_of_its_mirrors_is_not_believed(mirror: object) -> None:
+    async with told(200, {"mirrors": [mirror]}) as client:
+        ask = Asker(client, secret=None, patience=1)
+        with pytest.raises(AskFailed, match="not that of a node"):
+            await ask.mirrors(Member(name=NAMES[0], url="http://h:1"))
+
+
+@pytest.mark.parametrize("body", [{}, {"was_held": True}, {"was_held": True, "bytes": "x"}])
+async def test_what_no_node_says_of_a_purge_is_not_believed(body: object) -> None:
+    async with told(200, body) as client:
+        ask = Asker(client, secret=None, patience=1)
+        with pytest.raises(AskFailed, match="not that of a node"):
+            await ask.purge(Member(name=NAMES[0], url="http://h:1"), KEY)
+
+
+async def test_a_repository_that_takes_longer_than_its_owner_waits_is_asked_for_again(
+    autojump_clock: MockClock,
+) -> None:
+    answers = [httpx.Response(504, text="ask again"), httpx.Response(200, json={})]
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client:
+        await Asker(client, secret=None, patience=900).ensure("http://r:1", KEY)
+    assert not answers
+    slow = httpx.MockTransport(lambda _: httpx.Response(504, text="ask again"))
+    async with httpx.AsyncClient(transport=slow) as client:
+        with pytest.raises(AskFailed, match="not warm after 9 s: ask again"):
+            await Asker(client, secret=None, patience=9).ensure("http://r:1", KEY)
+
+
+async def drips(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    with suppress(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(b" ")
+            await trio.sleep(0.01)
+
+
+async def test_an_answer_that_comes_drop_by_drop_is_not_waited_for() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    node = Member(name=NAMES[0], url=f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, drips, [listener])
+        with trio.fail_after(5):
+            async with asker(secret=None, patience=0.1) as ask:
+                with pytest.raises(AskFailed, match=r"a: .*no answer in 0.1 s"):
+                    await ask.mirrors(node)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture

@@ -125,6 +125,24 @@ def command_of(pid: str) -> str:
         return ""
 
 
+async def test_workers_that_are_told_to_end_leave_nobody_waiting_at_the_address() -> None:
+    """They stop listening and finish what they have: who comes then must be refused."""
+    code = (
+        "import signal, socket, sys, time; fd = int(sys.argv[1].partition('fd://')[2]);"
+        "listener = socket.socket(fileno=fd);"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+        "print('up', flush=True); signal.sigwait([signal.SIGTERM]);"
+        "listener.close(); print('closed', flush=True); time.sleep(20)"
+    )
+    port = free_port()
+    async with running([*PYTHON, code], port, workers=1) as ran:
+        await ran.said("up")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await ran.said("closed")
+        with pytest.raises(OSError, match="failed"):
+            await trio.open_tcp_stream("127.0.0.1", port)
+
+
 async def test_a_worker_gets_the_socket_and_a_place_for_its_metrics() -> None:
     code = (
         "import json, os, sys, socket, time; fd = int(sys.argv[1].partition('fd://')[2]);"

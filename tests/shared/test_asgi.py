@@ -6,7 +6,14 @@ import pytest
 import trio
 import trio.testing
 
-from goblet_shared.asgi import Message, Receive, cancelled_on_disconnect, header, send_text
+from goblet_shared.asgi import (
+    Message,
+    Receive,
+    cancelled_on_disconnect,
+    header,
+    is_of_a_connection,
+    send_text,
+)
 
 DISCONNECT = {"type": "http.disconnect"}
 
@@ -102,3 +109,18 @@ async def test_what_a_body_raises_while_it_is_cancelled_is_not_lost() -> None:
 
     with pytest.raises(OSError, match="while cleaning up"):
         await handle()
+
+
+@pytest.mark.parametrize(
+    ("credential", "is_so"),
+    [
+        (b"Negotiate YII=", True),
+        (b" NTLM TlR=", True),
+        (b"negotiate", True),
+        (b"Basic bmVnb3RpYXRl", False),
+        (b"Bearer ntlm", False),
+        (b"", False),
+    ],
+)
+def test_some_credentials_vouch_for_a_connection(credential: bytes, *, is_so: bool) -> None:
+    assert is_of_a_connection(credential) is is_so

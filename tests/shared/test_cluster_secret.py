@@ -1,5 +1,6 @@
 """Who may ask what only members may."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,27 @@ def test_a_wrong_proof_from_the_machine_itself_is_refused() -> None:
     asked = scope(client="127.0.0.1", headers=((b"goblet-peer", b"1.2"),))
     with pytest.raises(NotAMember):
         check_administrator(asked, ClusterSecret(SECRET))
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_ours"),
+    [
+        ([(b"host", b"127.0.0.1:8081")], True),
+        ([(b"host", b"[::1]:8081")], True),
+        ([(b"host", b"[::1]")], True),
+        ([(b"host", b"localhost")], True),
+        ([(b"host", b"goblet-1:8081")], True),
+        ([(b"host", b"rebound.example:8081")], False),
+        ([(b"host", b"rebound.example.")], False),
+        ([(b"host", b"127.0.0.1.example:8081")], False),
+        ([(b"host", b"127.0.0.1:8081"), (b"origin", b"http://evil.example")], False),
+        ([(b"host", b"127.0.0.1:8081"), (b"origin", b"null")], False),
+        ([(b"host", b"127.0.0.1:8081"), (b"sec-fetch-site", b"cross-site")], False),
+    ],
+)
+def test_a_page_in_a_browser_on_the_machine_may_not_administrate(
+    headers: list[tuple[bytes, bytes]], is_ours: bool
+) -> None:
+    asked = scope(client="127.0.0.1", headers=tuple(headers))
+    with nullcontext() if is_ours else pytest.raises(NotAMember, match="at its address"):
+        check_administrator(asked, None)

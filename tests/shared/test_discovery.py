@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -61,9 +62,15 @@ def test_a_file_is_toml_or_json_whatever_it_is_called(text: str) -> None:
         ('[nodes]\na = "http://h:1"\na = "http://h:2"\n', "not valid TOML: .* line 3"),
         ('nodes = ["http://h:1"]', "want one table, nodes"),
         ('[nodes]\na = "http://h:1"\n[node]\n', "want one table, nodes"),
-        ("[nodes]\na = 8080\n", "the URL of node a"),
+        ("[nodes]\na = 8080\n", "the URL of node 'a'"),
+        ('[nodes]\n"a\\nb" = 8080\n', r"the URL of node 'a\\nb'"),
         ('[nodes]\n"a b" = "http://h:1"\n', "node name 'a b'"),
         ('[nodes]\na = "ftp://h"\n', "the URL of node a"),
+        ('[nodes]\na = "http://h..x:1"\n', "no name of a host"),
+        (f'[nodes]\na = "http://{"h" * 64}:1"\n', "no name of a host"),
+        ('[nodes]\na = "http://h id 7:1"\n', "no name of a host"),
+        ('[nodes]\na = "http://[fe80::1%x id 7]:1"\n', "no name of a host"),
+        ("[nodes]\n" + "".join(f'n{i} = "http://h:1"\n' for i in range(257)), "at most 256"),
         ('{"nodes": ' * 100_000, "nested too deeply"),
         ("#" * 2_000_000, "larger than"),
     ],
@@ -71,6 +78,14 @@ def test_a_file_is_toml_or_json_whatever_it_is_called(text: str) -> None:
 def test_what_is_wrong_with_a_file_is_said(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         members_in(text.encode())
+
+
+def test_a_long_file_with_a_name_twice_takes_no_longer_than_any_other() -> None:
+    pairs = ",".join(f'"{number}":1' for number in [*range(60_000), 59_999])
+    begun = process_time()
+    with pytest.raises(ValueError, match="'59999' is there twice"):
+        members_in(f"{{{pairs}}}".encode())
+    assert process_time() - begun < 2  # 19 s if each is looked for among all
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: ("{" + text).encode()))

@@ -81,3 +81,10 @@ def test_what_a_node_says_of_itself_is_told_from_what_others_say(
     status: int, body: bytes, state: MemberState | None
 ) -> None:
     assert state_said(status, body) is state
+
+
+@pytest.mark.parametrize("url", ["user:hunter2@h:1", "http:/u:hunter2@h", "http://u:hunter2@h"])
+def test_a_password_is_not_repeated_wherever_in_the_url_it_stands(url: str) -> None:
+    with pytest.raises(ValueError, match="leave out the user and password") as caught:
+        members_of({"a": url})
+    assert "hunter2" not in str(caught.value)

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -267,3 +268,23 @@ async def test_it_ends_whenever_it_is_cancelled(
         await run()
     assert running.cancelled_caught
     assert trio.current_time() == after
+
+
+async def test_a_round_of_probes_that_brings_no_news_looks_at_each_member_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(*(NodeName(f"goblet-{number}") for number in range(64)))
+    looked = 0
+
+    class Counting(MemberView):
+        def __init__(self, **given: Any) -> None:
+            nonlocal looked
+            looked += 1
+            super().__init__(**given)
+
+    async with watching(cluster):
+        monkeypatch.setattr("goblet_shared.watch.MemberView", Counting)
+        cluster.probed.clear()
+        await trio.sleep(2.5)
+        assert len(cluster.probed) >= 64
+        assert looked <= 3 * 64  # once a listing, and not once a probe

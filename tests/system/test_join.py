@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 REPOS = 16
 NEW = "goblet-4"
+# A mirror takes about half a second.
+SLOWLY = ["--join-copies", "1", "--copy-bytes-per-second", "20KB"]
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +35,25 @@ def fleet(repos: tuple[Path, tuple[str, ...]], tmp_path: Path) -> Iterator[Fleet
 def test_a_fourth_node_joins_under_load_without_a_pack_from_upstream_and_restarts_ready(
     fleet: Fleet, repos: tuple[Path, tuple[str, ...]]
 ) -> None:
+    """It is killed while it joins, and goes on where it stopped."""
     _, names = repos
     with Load(urls(fleet, names), clients=2) as load:
         load.wait_for(10)
         packs = len(fleet.origin.packs())
-        node = fleet.add_node(NEW)
+        fleet.add_node(NEW, flags=SLOWLY)
+        before = until(lambda: held_by(fleet, NEW), what="a first mirror of the new node")
+        assert _readyz(fleet.node_url(NEW)).startswith("joining: ")
+        fleet.kill(NEW)
+        node = fleet.restart(NEW, flags=())
         node.wait_ready()
+        copied = _copied(node.base)
         at_ready = set(held_by(fleet, NEW))
         fleet.wait_settled()
         settled = len(load.got)
         load.wait_for(2 * REPOS)
     owned = {name for name in names if fleet.owners(name)[0] == NEW}
     assert owned, "the new node owns nothing: take other names"
+    assert 0 < copied <= len(owned) - len(before), "what it had was copied again"
     assert at_ready == owned, "it copied just what it owns, before it said that it is ready"
     assert load.failures == []
     assert len(fleet.origin.packs()) == packs, "upstream was asked for a pack"
@@ -64,3 +73,10 @@ def _readyz(base: str) -> str:
         return ask(f"{base}/readyz").text
     except OSError:
         return ""
+
+
+def _copied(base: str) -> float:
+    """Return how many mirrors a node has copied from others since it started."""
+    name = 'goblet_node_peer_copies_total{outcome="copied"} '
+    lines = ask(f"{base}/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))

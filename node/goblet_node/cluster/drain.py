@@ -1,8 +1,10 @@
 """A node that goes hands what it owned to those who will own it then."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -16,6 +18,10 @@ from goblet_shared.ring import Ring
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.5
+# How often in a row an heir may fail to answer: one that copies is busy.
+_TRIES = 4
+
+T = TypeVar("T")
 
 
 class Takers(Lists, Protocol):
@@ -23,6 +29,9 @@ class Takers(Lists, Protocol):
 
     async def hand_over(self, node: NodeName, keys: Sequence[RepoKey]) -> None:
         """Tell `node` to copy these from this node, in their order. Raises PeerFailed."""
+
+    async def awaited(self, node: NodeName) -> AbstractSet[RepoKey]:
+        """Return what `node` was told to copy and has not tried yet. Raises PeerFailed."""
 
 
 def heirs(
@@ -33,17 +42,21 @@ def heirs(
     keys: Iterable[RepoKey],
     state: Callable[[NodeName], MemberState],
 ) -> Mapping[NodeName, tuple[RepoKey, ...]]:
-    """Return who is to take which of `keys`, in their order: those that `me` owns on `now`.
+    """Return who is to take which of `keys`, in their order: those that `me` is asked for.
 
-    That is who will be asked for a repository on the ring `then`, without `me`: the first
-    that is ready.
+    That is those that it owns on the ring of `now`, and what it took over from who goes, too,
+    and is on the ring still. An heir is who will be asked for a repository on the ring `then`,
+    without `me`: the first that is ready.
     """
     found: dict[NodeName, list[RepoKey]] = {}
+
+    def first(order: Iterable[NodeName]) -> NodeName | None:
+        return next((n for n in order if n == me or state(n) is MemberState.READY), None)
+
     for key in keys:
-        if now.owners(key)[:1] != (me,):
+        if first(now.owners(key)) != me:
             continue
-        ready = (node for node in then.owners(key) if state(node) is MemberState.READY)
-        heir = next(ready, None)
+        heir = first(then.owners(key))
         if heir is not None:
             found.setdefault(heir, []).append(key)
     return {heir: tuple(taken) for heir, taken in sorted(found.items())}
@@ -69,7 +82,7 @@ class Drain:
         self._report = report
 
     async def run(self) -> None:
-        """Have the others take what this node owns; return when they hold it, or cannot be had."""
+        """Have the others take what this node owns; return when they hold what they can take."""
         ring = self._neighbours.ring
         shares = heirs(
             me=self._me,
@@ -98,14 +111,30 @@ class Drain:
             missing = await self._missing(heir, keys)
             note(heir, len(missing))
             if missing:
-                await self._takers.hand_over(heir, missing)
-            while missing:
+                await _patiently(partial(self._takers.hand_over, heir, missing))
+            awaited: AbstractSet[RepoKey] = frozenset(missing)
+            while not awaited.isdisjoint(missing):
                 await trio.sleep(_LOOK_EVERY)
+                # Before what it holds: what it took in between is in one of the two.
+                awaited = await _patiently(partial(self._takers.awaited, heir))
                 missing = await self._missing(heir, missing)
                 note(heir, len(missing))
+            if missing:
+                log.warning("draining: %s could not take %d mirrors over", heir, len(missing))
         except PeerFailed as exc:
             log.warning("draining: %s takes nothing over any more: %s", heir, exc)
 
     async def _missing(self, heir: NodeName, keys: Sequence[RepoKey]) -> tuple[RepoKey, ...]:
-        held = {mirror.key for mirror in await self._takers.mirrors(heir)}
+        mirrors = await _patiently(partial(self._takers.mirrors, heir))
+        held = {mirror.key for mirror in mirrors}
         return tuple(key for key in keys if key not in held)
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what an heir answers in the end. Raises PeerFailed."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await ask()
+        except PeerFailed:
+            await trio.sleep(_LOOK_EVERY)
+    return await ask()

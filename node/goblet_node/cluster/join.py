@@ -164,9 +164,10 @@ class Join:
 
     async def _wanted(self) -> tuple[Wanted, ...]:
         held: dict[NodeName, Sequence[PeerMirror]] = {}
+        why: dict[NodeName, str] = {}
         patience = trio.current_time() + _NOBODY_AFTER
         while silent := [view for view in self._others() if view.name not in held]:
-            held |= await self._ask_all(view.name for view in silent)
+            held |= await self._ask_all([view.name for view in silent], why)
             # Who is not ready may be dead, or as new as this node.
             are_missed = any(
                 view.state is MemberState.READY for view in silent if view.name not in held
@@ -174,6 +175,10 @@ class Join:
             if (held and not are_missed) or trio.current_time() >= patience:
                 break
             await trio.sleep(_ASK_EVERY)
+        # Once each, however often they were asked.
+        for node, last in sorted(why.items()):
+            if node not in held:
+                log.info("joining: %s does not say what it holds: %s", node, last)
         others = [name for name in self._neighbours.ring.members if name != self._me]
         return wanted(
             me=self._me,
@@ -187,15 +192,17 @@ class Join:
         views = self._neighbours.views
         return [v for v in views if v.name != self._me and v.state is not MemberState.GONE]
 
-    async def _ask_all(self, nodes: Iterable[NodeName]) -> Mapping[NodeName, Sequence[PeerMirror]]:
-        """Return what each of `nodes` holds, of those who say it in time."""
+    async def _ask_all(
+        self, nodes: Iterable[NodeName], why: dict[NodeName, str]
+    ) -> Mapping[NodeName, Sequence[PeerMirror]]:
+        """Return what each of `nodes` holds, of those who say it in time; note `why` not."""
         held: dict[NodeName, Sequence[PeerMirror]] = {}
 
         async def ask(node: NodeName) -> None:
             try:
                 held[node] = await self._lists.mirrors(node)
             except PeerFailed as exc:
-                log.info("joining: %s does not say what it holds: %s", node, exc)
+                why[node] = str(exc)
 
         with trio.move_on_after(_ANSWER_WITHIN):
             async with trio.open_nursery() as nursery:

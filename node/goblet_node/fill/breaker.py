@@ -7,6 +7,7 @@ everybody at the same moment.
 
 import enum
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 # How many repositories must be in a row of failures that are answers. One repository
 # that its host cannot read gives 500 for ever, and says nothing of the others there.
 _REPOSITORIES = 2
+# Of how many repositories of an upstream it is remembered that it answered for them.
+_ANSWERED_FOR = 16_384
 
 
 class State(enum.Enum):
@@ -132,6 +135,17 @@ class Breaker:
         return replace(self, state=NEXT[self.state][fact], turn=self.turn + 1)
 
 
+class Exchange:
+    """One question that is watched."""
+
+    def __init__(self) -> None:
+        self.is_silent = False
+
+    def says_nothing(self) -> None:
+        """Have its end taken for neither an answer nor a failure."""
+        self.is_silent = True
+
+
 class Breakers:
     """The breakers of all upstreams, which are as many as the allow-list names."""
 
@@ -148,34 +162,52 @@ class Breakers:
         self._metrics = metrics
         self._random = random
         self._clock = clock
-        # All mutable state, by host and port. Changed only between awaits.
+        # All mutable state, by host and port: the breakers, and the repositories that were
+        # answered for, the latest last. Changed only between awaits.
         self._known: dict[str, Breaker] = {}
+        self._answered_for: dict[str, OrderedDict[RepoKey, None]] = {}
 
     @contextmanager
-    def watching(self, url: str, key: RepoKey, *, is_clients: bool = False) -> Iterator[None]:
+    def watching(self, url: str, key: RepoKey, *, is_clients: bool = False) -> Iterator[Exchange]:
         """Take note of how the exchange in the block goes; it is about a repository.
 
         Of one whose question is the client's own (`is_clients`) only that upstream cannot be
-        reached is held against it: the client may have asked for what takes for ever. An
-        exchange that is cancelled says nothing.
+        reached is held against it: the client may have asked for what takes for ever. So
+        it is with a repository that upstream has never answered for, once it has for any:
+        the client may have invented it. An exchange that is cancelled says nothing.
 
         Raises:
             UpstreamResting: upstream is not to be asked now.
         """
         host = urlsplit(url).netloc
         turn = self._admit(host)
+        exchange = Exchange()
         try:
-            yield
+            yield exchange
         except UpstreamDown as exc:
             is_unreachable = _is_unreachable(exc)
-            if not _is_ours(exc) and (is_unreachable or not is_clients):
+            counts = not is_clients and self._may_have(host, key)
+            if not _is_ours(exc) and (is_unreachable or counts):
                 self._failed(host, key, turn, exc, is_unreachable=is_unreachable)
             raise
         except GobletError:
             self._answered(host)
             raise
         else:
-            self._answered(host)
+            if not exchange.is_silent:
+                self._answered(host)
+                self._note_answered_for(host, key)
+
+    def _may_have(self, host: str, key: RepoKey) -> bool:
+        answered_for = self._answered_for.get(host)
+        return answered_for is None or key in answered_for
+
+    def _note_answered_for(self, host: str, key: RepoKey) -> None:
+        answered_for = self._answered_for.setdefault(host, OrderedDict())
+        answered_for[key] = None
+        answered_for.move_to_end(key)
+        if len(answered_for) > _ANSWERED_FOR:
+            answered_for.popitem(last=False)
 
     def _admit(self, host: str) -> int:
         before = self._known.get(host, Breaker())

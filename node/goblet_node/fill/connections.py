@@ -1,5 +1,6 @@
 """Connections to upstreams: how many, how long one is kept, and what if it proves dead."""
 
+import math
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -13,6 +14,9 @@ KEEPALIVE_EXPIRY = 4.0
 # A connection that was closed says so within a round trip. What fails later was
 # being worked on, and asking again at once would have that done twice.
 DEAD_WITHIN = 2.0
+# What of the time for an answer may be spent on waiting for a connection. Who has none by
+# then knows that it is for want of one: it was not upstream that took too long.
+_WAITING_FOR_ONE = 0.9
 
 
 def is_proxy_url(text: str) -> bool:
@@ -57,8 +61,13 @@ def open_client(
     )
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+async def send(
+    client: httpx.AsyncClient, request: httpx.Request, *, deadline: float = math.inf
+) -> httpx.Response:
     """Send `request` and return the head of its answer; the caller closes it.
+
+    The caller gives up at `deadline`, in seconds of trio's clock; before it does for want
+    of a connection, httpx.PoolTimeout is raised.
 
     A kept connection may have been closed by upstream a moment ago. A request that
     was lost in that way, before any answer, is sent once more: only for requests
@@ -66,6 +75,10 @@ async def send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Respo
     """
     way = _Way()
     request.extensions["trace"] = way.trace
+    left = max(0.0, deadline - trio.current_time())
+    timeout = client.timeout.as_dict()
+    timeout["pool"] = min(timeout["pool"] or math.inf, _WAITING_FOR_ONE * left)
+    request.extensions["timeout"] = timeout
     try:
         return await client.send(request, stream=True)
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):

@@ -6,8 +6,11 @@ before all of it was checked: see `mirror.adopt`.
 """
 
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -34,8 +37,16 @@ log = logging.getLogger(__name__)
 # clone asks for the refs and then for a pack, and both would ask around.
 _REMEMBERED = 5.0
 _MAX_REMEMBERED = 65_536
+# How long what was purged is not copied: other nodes may hold it still, since they are
+# told one after the other.
+_PURGED_FOR = 30.0
 # How many mirrors are on their way at once; those that join the cluster bring fewer.
 _AT_ONCE = 16
+# How many questions are asked at once, of all members. Far fewer than there are connections,
+# so that none waits for one and is taken for unanswered, the probes of the watch least of all.
+_QUESTIONS_AT_ONCE = 24
+# How long the log is quiet about why a member cannot be asked, unless that changes.
+_QUIET_FOR = 60.0
 # Who may hold something and can be expected to answer. A suspect could, too, but a
 # clone of what is cold would wait for it, each time, until the question's time is over.
 _ASKED = frozenset({MemberState.READY, MemberState.DRAINING, MemberState.JOINING})
@@ -95,10 +106,14 @@ class Copier:
         self._clock = clock
         self._flights: Flights[RepoKey, Mirror | None] = Flights(nursery)
         self._places = trio.CapacityLimiter(_AT_ONCE)
+        self._questions = trio.CapacityLimiter(_QUESTIONS_AT_ONCE)
         # All mutable state. Changed only between awaits: how fast what is under way goes,
         # and until when a repository is not asked for, the latest last.
         self._speeds: dict[RepoKey, Speed] = {}
         self._absent_until: OrderedDict[RepoKey, float] = OrderedDict()
+        self._purged_at: dict[RepoKey, float] = {}
+        # Why members could not be asked, and until when that was said often enough.
+        self._silent: dict[NodeName, tuple[str, float]] = {}
 
     def is_under_way(self, key: RepoKey) -> bool:
         """Say whether a mirror is being asked for or copied."""
@@ -113,7 +128,7 @@ class Copier:
         for. Cancelling the caller stops its waiting, not the copy.
         """
         mirror = self._store.get(key)
-        if mirror is not None or not self._policy.may_mirror(key):
+        if mirror is not None or not self._may_copy(key):
             return mirror
         return await self._flights.join(
             key, lambda: self._copy(key, [source], Speed(pace), is_used=False)
@@ -139,6 +154,15 @@ class Copier:
         if self._store.get(key) is None and key not in self._flights and self._may_ask(key):
             self._nursery.start_soon(self._begin, key)
 
+    def forget(self, key: RepoKey) -> None:
+        """Have no mirror copied for a while, and none kept that is being copied.
+
+        Nobody should read it any more; other members may not know that yet.
+        """
+        now = self._clock()
+        recent = {k: at for k, at in self._purged_at.items() if now - at < _PURGED_FOR}
+        self._purged_at = {**recent, key: now}
+
     async def _begin(self, key: RepoKey) -> None:
         try:
             await self.bring(key)
@@ -148,7 +172,13 @@ class Copier:
     def _may_ask(self, key: RepoKey) -> bool:
         if self._absent_until.get(key, 0.0) > self._clock():
             return False
-        return self._policy.may_mirror(key) and bool(self._others(key))
+        return self._may_copy(key) and bool(self._others(key))
+
+    def _may_copy(self, key: RepoKey) -> bool:
+        return self._policy.may_mirror(key) and not self._is_purged(key)
+
+    def _is_purged(self, key: RepoKey) -> bool:
+        return self._clock() < self._purged_at.get(key, -math.inf) + _PURGED_FOR
 
     def _others(self, key: RepoKey) -> list[NodeName]:
         """Return whom to ask for a mirror, in the order in which the ring has them."""
@@ -159,7 +189,11 @@ class Copier:
 
     async def _bring(self, key: RepoKey) -> Mirror | None:
         mirror = None
-        holders = await self._holders(key)
+        try:
+            holders = await self._holders(key)
+        except Exception as exc:  # whoever waits can be answered by upstream
+            log.error("nobody could be asked for the mirror of %s", key, exc_info=exc)
+            holders = []
         if holders:
             mirror = await self._copy(key, holders, Speed(None), is_used=True)
         else:
@@ -180,10 +214,11 @@ class Copier:
         async def ask(node: NodeName) -> None:
             nonlocal answered
             try:
-                answers[node] = await self._peers.has(node, key)
+                async with self._questions:
+                    answers[node] = await self._peers.has(node, key)
             except PeerFailed as exc:
-                log.warning("%s cannot be asked for the mirror of %s: %s", node, key, exc)
                 answers[node] = False
+                self._note_silent(node, str(exc))
             answered.set()
             answered = trio.Event()
 
@@ -237,6 +272,13 @@ class Copier:
                         self._metrics.peer_copies.labels("failed").inc()
                         continue
                     mirror = await self._adopt(received, None if is_used else received.used_at)
+                    if self._is_purged(key):
+                        # In a thread, and after the one that purged: whichever was first.
+                        drop = partial(self._store.drop, key, only=mirror)
+                        await trio.to_thread.run_sync(drop)
+                        log.info("the mirror of %s is not kept: it was purged meanwhile", key)
+                        self._metrics.peer_copies.labels("refused").inc()
+                        return None
                     # At once: it is the mirror's now, and would be counted twice.
                     claim.shrink_to(0)
                     self._metrics.peer_copies.labels("copied").inc()
@@ -247,6 +289,9 @@ class Copier:
 
     async def _adopt(self, received: Received, used_at: float | None) -> Mirror:
         manifest, refs = received.manifest, received.refs
+        if used_at is not None:
+            # A clock that is ahead would keep it from being evicted.
+            used_at = min(used_at, time.time())
         return await trio.to_thread.run_sync(
             lambda: self._store.adopt(manifest, refs, used_at=used_at)
         )
@@ -260,6 +305,14 @@ class Copier:
             raise TooLargeToMirror(
                 f"it takes {offer.bytes} bytes, more than the {self._max_mirror_bytes} of a mirror"
             )
+
+    def _note_silent(self, node: NodeName, why: str) -> None:
+        now = self._clock()
+        known = {n: said for n, said in self._silent.items() if now < said[1]}
+        if known.get(node, ("", 0.0))[0] != why:
+            known[node] = (why, now + _QUIET_FOR)
+            log.warning("%s cannot be asked for mirrors: %s", node, why)
+        self._silent = known
 
     def _note_absent(self, key: RepoKey) -> None:
         self._absent_until[key] = self._clock() + _REMEMBERED

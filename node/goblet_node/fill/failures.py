@@ -16,6 +16,8 @@ from goblet_shared.errors import GobletError
 
 # What a refusal's own text may cost: hosts write one sentence.
 MAX_REFUSAL = 4096
+# What says that this caller may not, or that there is nothing to be had.
+FINAL = frozenset({401, 403, 404})
 
 
 class Refused(GobletError):

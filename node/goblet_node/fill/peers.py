@@ -205,6 +205,16 @@ class Peers:
             await self._expect(node, response, 202)
             await self._read(response, _MAX_WORDS)
 
+    async def awaited(self, node: NodeName) -> frozenset[RepoKey]:
+        """Return what `node` was told to copy and has not tried yet. Raises PeerFailed."""
+        async with self._asking(self._known(node), "GET", b"/-/peer/take") as response:
+            await self._expect(node, response, 200)
+            body = await self._read(response, MAX_LIST)
+        try:
+            return await trio.to_thread.run_sync(_awaited, body)
+        except ValueError as exc:
+            raise PeerFailed(f"{node} does not say what it is to copy: {exc}") from exc
+
     def _known(self, node: NodeName) -> Member:
         member = self._member(node)
         if member is None:
@@ -307,5 +317,15 @@ def _mirrors(body: bytes) -> tuple[PeerMirror, ...]:
         )
     except (AttributeError, KeyError, TypeError, *_TOO_MUCH) as exc:
         raise ValueError("not a list of mirrors") from exc
+    except BadRequest as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _awaited(body: bytes) -> frozenset[RepoKey]:
+    """Return the repositories that a list names. Raises ValueError if it is none."""
+    try:
+        return frozenset(repo_key.parse(key) for key in json.loads(body)["awaited"])
+    except (AttributeError, KeyError, TypeError, *_TOO_MUCH) as exc:
+        raise ValueError("not a list of repositories") from exc
     except BadRequest as exc:
         raise ValueError(str(exc)) from exc

@@ -1,5 +1,6 @@
 """Mirrors that another member hands over: copied behind its request, a few at a time."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -37,8 +38,10 @@ class Taker:
         """Copy `at_once` mirrors at once."""
         self._copies = copies
         self._at_once = at_once
-        # All mutable state: what is to be copied, and from whom. Changed only between awaits.
+        # All mutable state: what is to be copied, and from whom, and what is being copied
+        # by how many. Changed only between awaits.
         self._waiting: dict[RepoKey, NodeName] = {}
+        self._copying: Counter[RepoKey] = Counter()
         self._told = trio.Event()
 
     def take(self, source: NodeName, keys: Iterable[RepoKey]) -> None:
@@ -55,6 +58,11 @@ class Taker:
         self._told.set()
         self._told = trio.Event()
 
+    @property
+    def awaited(self) -> frozenset[RepoKey]:
+        """What is to be copied still: who is not here once it is not awaited will not come."""
+        return frozenset([*self._waiting, *+self._copying])
+
     async def run(self) -> None:
         """Copy for ever; cancelled, what waits is forgotten."""
         async with trio.open_nursery() as nursery:
@@ -66,4 +74,9 @@ class Taker:
             while not self._waiting:
                 await self._told.wait()
             key = next(iter(self._waiting))
-            await self._copies.copy(key, self._waiting.pop(key))
+            source = self._waiting.pop(key)
+            self._copying[key] += 1
+            try:
+                await self._copies.copy(key, source)
+            finally:
+                self._copying -= Counter([key])

@@ -20,7 +20,7 @@ import trio
 from goblet_node.errors import UpstreamError, UpstreamResting, UpstreamTooSlow
 from goblet_node.fill.breaker import Breakers
 from goblet_node.fill.connections import send
-from goblet_node.fill.failures import Refused, host_of, refusal_of, translated, unexpected
+from goblet_node.fill.failures import FINAL, Refused, host_of, refusal_of, translated, unexpected
 from goblet_node.fill.reading import Silence, as_sent, collect, in_time, passed
 from goblet_node.fill.retrying import USUAL, Backoff, retried
 from goblet_node.metrics import NodeMetrics
@@ -53,7 +53,8 @@ class Grant:
 
     `authorization` is what `url` may be asked with: None for an anonymous caller,
     and None when a redirect led to another host, where a credential must not go.
-    `age` is how many seconds ago upstream said so, if it cannot be asked now.
+    `age` is how many seconds ago upstream said so, if it cannot be asked now. `holder`
+    stands for the credential in what is remembered of it.
     """
 
     key: RepoKey
@@ -62,6 +63,7 @@ class Grant:
     crossed_hosts: bool
     advertisement: v2_client.Advertisement
     age: float | None = None
+    holder: bytes = field(default=b"", repr=False)
 
     @property
     def can_be_mirrored(self) -> bool:
@@ -99,6 +101,7 @@ class Upstream:
         agent: str,
         breakers: Breakers,
         metrics: NodeMetrics,
+        refused: Callable[[Grant], None] = lambda _: None,
         backoff: Backoff = USUAL,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -110,8 +113,9 @@ class Upstream:
         `question_timeout` bounds a whole small question with all of its tries,
         `first_byte_timeout` the wait for the head of a pack's answer, `idle_timeout` that
         for each further piece of it, `pack_idle_timeout` that for the next piece of the pack
-        itself, whatever is said of its progress meanwhile: all in seconds. `random` gives
-        0 to 1.
+        itself, whatever is said of its progress meanwhile: all in seconds. `refused` is
+        called with each grant that upstream denies again by a 401, 403 or 404, whoever
+        waits for that answer still. `random` gives 0 to 1.
         """
         self._questions = questions
         self._packs = packs
@@ -123,6 +127,7 @@ class Upstream:
         self._agent = agent
         self._breakers = breakers
         self._metrics = metrics
+        self._refused = refused
         self._backoff = backoff
         self._random = random
 
@@ -183,6 +188,7 @@ class Upstream:
             with self._translated(grant.url, "ls-refs"):
                 request = _upload_pack(grant.url, self._headers(grant.authorization), question)
                 async with self._asked(grant.key, grant.url, request, deadline) as response:
+                    self._hear(grant, response)
                     if response.status_code != 200:
                         raise await refusal_of(response)
                     body = await collect(response, MAX_LISTING)
@@ -258,7 +264,7 @@ class Upstream:
         """Ask a small question about a repository, and be done with its answer by `deadline`."""
         # The breaker is told of all that goes wrong, so each of these is within it.
         with self._breakers.watching(url, key), translated(url), trio.fail_at(deadline):
-            response = await send(self._questions, request)
+            response = await send(self._questions, request, deadline=deadline)
             try:
                 yield response
             finally:
@@ -278,11 +284,14 @@ class Upstream:
         async def ask() -> httpx.Response:
             with (
                 self._translated(url, question),
-                self._breakers.watching(url, grant.key, is_clients=is_clients),
+                self._breakers.watching(url, grant.key, is_clients=is_clients) as exchange,
                 translated(url),
                 trio.fail_at(deadline),
             ):
-                response = await send(self._packs, request)
+                response = await send(self._packs, request, deadline=deadline)
+                self._hear(grant, response)
+                if response.status_code >= 500:
+                    exchange.says_nothing()  # which is what a client gets as it is
                 if is_clients or response.status_code == 200:
                     return response
                 try:
@@ -296,6 +305,10 @@ class Upstream:
             yield response
         finally:
             await response.aclose()
+
+    def _hear(self, grant: Grant, response: httpx.Response) -> None:
+        if response.status_code in FINAL:
+            self._refused(grant)
 
     def _answer(self, grant: Grant, response: httpx.Response) -> Answer:
         if response.status_code < 200 or response.is_redirect:

@@ -19,6 +19,11 @@ from goblet_node.wire.refs import ObjectId
 from goblet_shared.repo_key import RepoKey
 
 VERSION = 2
+# RecursionError: thousands of brackets are damage like any other.
+_NOT_UNDERSTOOD = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +91,7 @@ def decode_manifest(content: bytes, directory: Path) -> Manifest:
                 "a manifest is not what was written; the mirror must be filled again"
             )
         return _manifest(sealed["mirror"], directory)
-    # RecursionError: thousands of brackets are damage like any other.
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as exc:
+    except _NOT_UNDERSTOOD as exc:
         raise MirrorDamaged(
             "a manifest cannot be understood; the mirror must be filled again"
         ) from exc

@@ -110,6 +110,7 @@ class Advertiser:
         return listing
 
     async def _forward(self, headers: Mapping[str, str], grant: Grant, reply: Reply) -> None:
+        reply.age = None  # what let the caller in may be old, what upstream says now is not
         passed = {"accept-encoding": "identity", **headers}
         async with self._upstream.forward_info_refs(grant, passed) as answer:
             await reply.start(answer.status, answer.headers)

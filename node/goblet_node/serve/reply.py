@@ -20,6 +20,8 @@ RESULT = (b"content-type", b"application/x-git-upload-pack-result")
 # A message to the server costs some 50 us. What was sent is known to the message:
 # a client that leaves half-way through a large file must not count for all of it.
 _MESSAGE = 16 << 20
+# What Goblet-Cache says of packs that upstream has just sent.
+_FROM_UPSTREAM = frozenset({"forwarded", "cold"})
 
 
 class Reply:
@@ -84,7 +86,7 @@ class Reply:
         told: list[tuple[bytes, bytes]] = []
         if length is not None:
             told.append((b"content-length", b"%d" % length))
-        if self.age is not None:
+        if self.age is not None and status == 200 and cache not in _FROM_UPSTREAM:
             told.append((contract.AGE_HEADER, b"%d" % self.age))
         if cache is not None:
             self._metrics.packs.labels(cache).inc()
