@@ -66,6 +66,7 @@ def test_the_memory_bench_prints_one_line_that_names_every_main_process() -> Non
 
 
 @needs_nginx
+@pytest.mark.soak
 def test_answers_are_measured_beside_gits_and_nginxs(tmp_path: Path) -> None:
     """The smallest run: everything asked of everybody, with answers of about one size."""
     plot = tmp_path / "replay.svg"
@@ -99,6 +100,7 @@ def test_a_server_that_is_there_already_can_be_measured(tmp_path: Path) -> None:
     assert "verdicts" not in measured
 
 
+@pytest.mark.soak
 def test_a_storm_is_measured_cold_and_warm() -> None:
     """The smallest run: three clients, and one pack from the host for all of them."""
     flags = ("--clients", "3", "--commits", "40", "--files", "10")
@@ -126,6 +128,7 @@ def test_growth_is_measured() -> None:
     assert row["answers"]["full"]["node, first"]["bytes"] > 100_000
 
 
+@pytest.mark.soak
 def test_a_change_of_members_is_measured() -> None:
     """The smallest run: one node, and another that joins it."""
     flags = ("--nodes", "1", "--clients", "2", "--seconds", "0.2", "--only", "join, warm")
