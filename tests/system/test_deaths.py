@@ -120,6 +120,7 @@ def test_a_node_that_says_nothing_is_passed_over_in_the_same_request(
     assert fleet.states()[first] == "suspect"
 
 
+@pytest.mark.soak
 def test_a_clone_whose_node_dies_amid_a_cold_pack_fails_loudly_and_works_the_next_time(
     fleet: Fleet, name: str, tmp_path: Path
 ) -> None:

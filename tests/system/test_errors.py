@@ -164,6 +164,7 @@ def test_an_upstream_that_fails(
     assert sentence in read_by_user(tmp_path, version, "fetch", stand.url(name))
 
 
+@pytest.mark.soak
 @EVERY_VERSION
 def test_an_upstream_that_is_cut_in_the_middle_of_a_pack(
     stand: Stand, name: str, tmp_path: Path, version: str
