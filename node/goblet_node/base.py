@@ -10,6 +10,7 @@ from goblet_node.fill.room import Room
 from goblet_node.metrics import NodeMetrics
 from goblet_node.mirror.store import MirrorStore
 from goblet_node.serve.recordings import Recordings
+from goblet_shared.audit import Audit
 from goblet_shared.cluster_secret import ClusterSecret
 
 
@@ -25,3 +26,4 @@ class Base:
     room: Room
     policy: MirrorPolicy
     secret: ClusterSecret | None
+    audit: Audit

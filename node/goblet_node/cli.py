@@ -33,6 +33,7 @@ from goblet_node.wiring import (
     upstream_client,
 )
 from goblet_shared import repo_key
+from goblet_shared.audit import AuditFile, NoAudit
 from goblet_shared.cluster_secret import ClusterSecret
 from goblet_shared.errors import GobletError
 from goblet_shared.serve import listening_socket, serve, stop_on_signals
@@ -119,6 +120,7 @@ async def run(settings: NodeSettings) -> None:
     secret = None
     if settings.cluster_secret_file is not None:
         secret = ClusterSecret.read(settings.cluster_secret_file)
+    audit = NoAudit() if settings.audit_log is None else AuditFile(settings.audit_log)
     metrics = NodeMetrics(CollectorRegistry())
     store = MirrorStore(settings.cache_root, disk=Disk())
     await trio.to_thread.run_sync(store.open)
@@ -146,6 +148,7 @@ async def run(settings: NodeSettings) -> None:
                 room=room,
                 policy=policy,
                 secret=secret,
+                audit=audit,
             )
             cluster = build_cluster(base) if is_member(settings) else None
             filling = build_filling(base, cluster, questions=questions, packs=packs)

@@ -161,6 +161,23 @@ class NodeSettings(MemberSettings, UpstreamSettings):
         description="How long a repository that proved too large for a mirror is passed on to "
         "upstream before it is tried again.",
     )
+    max_requests: int = Field(
+        2000,
+        ge=0,
+        description="The most git requests that are let in at once; more are answered 503. With "
+        "0 there is no limit.",
+    )
+    max_requests_per_caller: int = Field(
+        500,
+        ge=0,
+        description="The most git requests of one caller that are let in at once, of an anonymous "
+        "one by its address; more are answered 429. With 0 there is no limit.",
+    )
+    audit_log: Path | None = Field(
+        None,
+        description="The file to which who asked for what, and what they got, is appended as JSON "
+        "lines. Without it none is written.",
+    )
     max_request_bytes: ByteSize = Field(
         ByteSize(64 * 1024 * 1024), description="The largest request body, decoded."
     )

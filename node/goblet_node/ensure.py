@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl
 
 import trio
 
-from goblet_node.access import Access
 from goblet_node.fill.refresh import Refresher
 from goblet_node.fill.refs import MIRRORED, Listing, RefsDesk, question_for
 from goblet_node.fill.upstream import Grant
@@ -101,28 +100,25 @@ class Ensurer:
     def __init__(
         self,
         *,
-        access: Access,
         desk: RefsDesk,
         refresher: Refresher,
         store: MirrorStore,
         within: float,
     ) -> None:
         """Wait at most `within` seconds."""
-        self._access = access
         self._desk = desk
         self._refresher = refresher
         self._store = store
         self._within = within
 
-    async def ensure(self, asked: Ensured, authorization: str | None) -> Mapping[str, object]:
+    async def ensure(self, asked: Ensured, grant: Grant) -> Mapping[str, object]:
         """Return what the mirror has now of what was asked, as JSON says it.
 
-        Cancelling the caller stops its waiting, not the work. Raises what an access check
-        does, NotUpstream, NotMirrored, NotYet, UpstreamError.
+        Cancelling the caller stops its waiting, not the work. Raises Refused, NotUpstream,
+        NotMirrored, NotYet, UpstreamError.
         """
         began = time.monotonic()
         with trio.move_on_after(self._within):
-            grant = await self._access.check(asked.route, authorization)
             refs = await self._brought(asked, grant)
             return {
                 "repo": asked.route.key,

@@ -9,7 +9,8 @@ import anyio
 import httpx
 from starlette.routing import BaseRoute
 
-from goblet_node.access import Access
+from goblet_node.access.callers import Callers
+from goblet_node.access.check import Access
 from goblet_node.admin import build_admin
 from goblet_node.app import Node
 from goblet_node.base import Base
@@ -32,10 +33,12 @@ from goblet_node.fill.room import Room, cap_in
 from goblet_node.fill.stale import StaleRefs
 from goblet_node.fill.tidy import Tidier, TidyRules
 from goblet_node.fill.upstream import Upstream
+from goblet_node.limits import Limits
 from goblet_node.metrics import NodeMetrics
 from goblet_node.mirror.store import MirrorStore
 from goblet_node.mirror.wear import Bounds
 from goblet_node.own import build_own
+from goblet_node.passing import Passing
 from goblet_node.peering import build_peering
 from goblet_node.serve.advertise import Advertiser
 from goblet_node.serve.answer import Answerer
@@ -244,11 +247,13 @@ def build_node(base: Base, filling: Filling, cluster: Cluster | None, life: Life
     )
     return Node(
         name=settings.name,
+        callers=Callers(),
+        limits=Limits(requests=settings.max_requests, per_caller=settings.max_requests_per_caller),
         access=access,
+        passing=Passing(),
         advertiser=build_advertiser(base, filling),
         answerer=build_answerer(base, filling),
         ensurer=Ensurer(
-            access=access,
             desk=filling.desk,
             refresher=filling.refresher,
             store=store,
@@ -267,6 +272,7 @@ def build_node(base: Base, filling: Filling, cluster: Cluster | None, life: Life
             budget=settings.max_bodies_bytes,
             idle=settings.body_idle_seconds,
         ),
+        audit=base.audit,
     )
 
 

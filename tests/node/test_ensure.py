@@ -6,12 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
-from goblet_node.access import Access
 from goblet_node.ensure import (
     MAX_NAMED,
     Ensured,
@@ -24,10 +21,7 @@ from goblet_node.ensure import (
 )
 from goblet_node.errors import UpstreamDown
 from goblet_node.fill.failures import Refused
-from goblet_node.fill.grants import Grants
-from goblet_node.fill.outages import Outages
 from goblet_node.fill.policy import MirrorPolicy
-from goblet_node.metrics import NodeMetrics
 from goblet_node.wire.refs import ObjectId
 from goblet_shared.errors import BadRequest
 from goblet_testing import repos
@@ -113,7 +107,9 @@ class Insisting:
     ) -> dict[str, object]:
         words = [f"repo=origin.test/{REPO}.git"]
         words += [f"ref={ref}" for ref in refs] + [f"commit={oid}" for oid in commits]
-        return dict(await self.ensurer.ensure(parse("&".join(words).encode()), None))
+        ensured = parse("&".join(words).encode())
+        grant = await self.house.upstream.may_read(ensured.route, None)
+        return dict(await self.ensurer.ensure(ensured, grant))
 
 
 @asynccontextmanager
@@ -121,31 +117,17 @@ async def insisting(
     template: Path, directory: Path, *, within: float = 20, policy: MirrorPolicy | None = None
 ) -> AsyncIterator[Insisting]:
     shutil.copytree(template, directory / "root" / f"{REPO}.git")
-    metrics = NodeMetrics(CollectorRegistry())
     with Origin(directory / "root") as origin:
-        async with (
-            housing(origin, directory, policy=policy) as house,
-            trio.open_nursery() as nursery,
-        ):
-            access = Access(
-                judge=house.upstream,
-                grants=Grants(),
-                nursery=nursery,
-                lifetime=30,
-                metrics=metrics,
-                outages=Outages(metrics=metrics),
-            )
+        async with housing(origin, directory, policy=policy) as house:
             yield Insisting(
                 house,
                 Ensurer(
-                    access=access,
                     desk=house.desk,
                     refresher=house.refresher,
                     store=house.store,
                     within=within,
                 ),
             )
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.slow

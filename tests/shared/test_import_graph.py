@@ -26,7 +26,13 @@ ROOMS = [
 ]
 ROOM_OF = {
     **dict.fromkeys(["__main__", "wiring", "clustering", "base"], "cli"),
-    **dict.fromkeys(["own", "body", "admin", "ensure", "peering"], "app"),
+    **dict.fromkeys(
+        [
+            *("own", "body", "admin", "ensure", "peering"),
+            *("limits", "passing", "questions", "visit"),
+        ],
+        "app",
+    ),
 }
 MEASURED = {"cli", "app", "cluster", "access", "serve", "fill"}  # may import metrics
 

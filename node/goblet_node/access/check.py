@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from goblet_node.access.callers import Caller
 from goblet_node.errors import UpstreamDown
 from goblet_node.fill.failures import Refused
 from goblet_node.fill.flights import Flights
@@ -60,12 +61,13 @@ class Access:
         self._outages = outages
         self._flights: Flights[Question, Grant] = Flights(nursery)
 
-    async def check(self, route: Route, authorization: str | None) -> Grant:
+    async def check(self, route: Route, caller: Caller) -> Grant:
         """Return the caller's grant, with its age if upstream is down.
 
         Overlapping questions with one and the same credential share one answer;
         those of different credentials never do. Raises what the judge does.
         """
+        authorization = caller.authorization
         question = self._grants.question(route, authorization)
         remembered = self._grants.younger(question, self._lifetime)
         if remembered is not None:

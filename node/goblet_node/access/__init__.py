@@ -1,0 +1,1 @@
+"""Who asks (callers), and whether they may read what they ask for (check)."""
